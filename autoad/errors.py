@@ -1,0 +1,103 @@
+"""Every error that autoad raises on purpose.
+
+::
+
+    AutoADError
+    |-- UsageError                  the caller asked for something that cannot be (exit code 2)
+    |   |-- UnknownNameError        no such algorithm, backbone, objective, ...: lists the choices
+    |   |-- DatasetError            the folder or manifest cannot be searched as it is
+    |   |-- SearchSpaceError        a search-space file is wrong: names file, line and key
+    |   `-- CalibrationError        the threshold asked for needs more calibration pictures
+    |-- UnreadableImageError        a picture is truncated, too large, or no picture
+    |-- WeightsError                a backbone's weights cannot be reached or are not what they should be
+    |-- ArtifactError               a saved model is damaged, incomplete or of a newer schema
+    |-- TrialError                  a trial could not be carried out (its reason goes on the leaderboard)
+    `-- NoTrialSucceededError       a search ended without one usable model (exit code 3)
+
+A message says what is wrong, names the thing, and says what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ArtifactError",
+    "AutoADError",
+    "CalibrationError",
+    "DatasetError",
+    "NoTrialSucceededError",
+    "SearchSpaceError",
+    "TrialError",
+    "UnknownNameError",
+    "UnreadableImageError",
+    "UsageError",
+    "WeightsError",
+]
+
+
+class AutoADError(Exception):
+    """Base of all errors below; ``exit_code`` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class UsageError(AutoADError):
+    """The request cannot be carried out as given."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A name is not among the choices.
+
+    Args:
+        kind: what was named, for example ``"algorithm"``.
+        name: what the caller wrote.
+        choices: the names that would have been right.
+    """
+
+    def __init__(self, kind: str, name: str, choices: Iterable[str]) -> None:
+        known = sorted(choices)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        super().__init__(f"unknown {kind} {name!r}.{hint} Choices: {', '.join(known)}.")
+
+
+class DatasetError(UsageError):
+    """The dataset cannot be searched as it is."""
+
+
+class SearchSpaceError(UsageError):
+    """A search-space file is wrong."""
+
+
+class CalibrationError(UsageError):
+    """The threshold asked for cannot be guaranteed with the pictures there are."""
+
+
+class UnreadableImageError(AutoADError):
+    """A picture cannot be decoded."""
+
+
+class WeightsError(AutoADError):
+    """A backbone's weights cannot be reached or verified."""
+
+    exit_code = 2
+
+
+class ArtifactError(AutoADError):
+    """A saved model cannot be loaded."""
+
+    exit_code = 2
+
+
+class TrialError(AutoADError):
+    """One trial could not be carried out; the search goes on."""
+
+
+class NoTrialSucceededError(AutoADError):
+    """No trial of the search produced a model."""
+
+    exit_code = 3

@@ -1,0 +1,206 @@
+"""Records that the command line, the server and the SDK share.
+
+A metric is a fraction between 0 and 1, or None where it cannot be computed (one class only, no masks, no map).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "METRIC_NAMES",
+    "Champion",
+    "DatasetSummary",
+    "Difference",
+    "Evidence",
+    "Metrics",
+    "Objective",
+    "Region",
+    "ScoredPicture",
+    "SearchResult",
+    "Speed",
+    "TestMetrics",
+    "TrialRow",
+    "TrialStatus",
+]
+
+Evidence = Literal["labelled", "synthetic"]
+Objective = Literal["image_auroc", "image_aupr", "image_f1_max", "pixel_auroc", "aupro"]
+TrialStatus = Literal["running", "complete", "pruned", "failed", "stopped"]
+METRIC_NAMES: tuple[Objective, ...] = ("image_auroc", "image_aupr", "image_f1_max", "pixel_auroc", "aupro")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Metrics(_Record):
+    """How well anomalous pictures and pixels are told from normal ones.
+
+    Attributes:
+        image_auroc: area under the ROC curve of image scores.
+        image_aupr: area under their precision-recall curve (average precision).
+        image_f1_max: their best F1 over all thresholds.
+        pixel_auroc: area under the ROC curve of anomaly-map pixels.
+        aupro: area under the per-region overlap curve up to a false-positive rate of 0.3, divided by 0.3.
+    """
+
+    image_auroc: float | None = None
+    image_aupr: float | None = None
+    image_f1_max: float | None = None
+    pixel_auroc: float | None = None
+    aupro: float | None = None
+
+
+class TestMetrics(Metrics):
+    """Metrics on the test role, with bootstrap 95 % intervals and a row for each type of defect."""
+
+    __test__ = False  # not a test case, whatever pytest makes of the name
+
+    image_auroc_low: float | None = None
+    image_auroc_high: float | None = None
+    pixel_auroc_low: float | None = None
+    pixel_auroc_high: float | None = None
+    aupro_low: float | None = None
+    aupro_high: float | None = None
+    false_positive_rate: float | None = None
+    by_defect: dict[str, Metrics] = Field(default_factory=dict)
+
+
+class Difference(_Record):
+    """Champion minus default PatchCore in test image AUROC, with its paired bootstrap 95 % interval."""
+
+    image_auroc: float
+    low: float
+    high: float
+
+
+class Speed(_Record):
+    """What scoring costs on the machine that measured it.
+
+    Attributes:
+        latency_ms: median time of one picture, decoding included.
+        pictures_per_second: with as many threads as the machine has cores.
+        peak_memory_mb: largest resident memory of a process that loads the model and scores.
+    """
+
+    latency_ms: float
+    pictures_per_second: float
+    peak_memory_mb: float
+
+
+class TrialRow(_Record):
+    """One row of the leaderboard.
+
+    Attributes:
+        trial: number of the trial in its study.
+        status: ``complete``; ``pruned`` (stopped early beside better trials of its algorithm); ``failed``; ``stopped``
+            (the search ended first).
+        reason: why it failed or stopped.
+        seconds: time of the trial, features included.
+        validation: metrics on the selection role.
+        by_kind: image AUROC by kind of synthetic defect, when those selected.
+        latency_ms: median time to score one picture from pixels, one thread.
+        epochs_done: epochs trained, for algorithms that train.
+        budget_limited: whether the trial's share of the time ended before the ceiling of epochs.
+        exact: whether pixel metrics are exact rather than from a histogram.
+    """
+
+    trial: int
+    algorithm: str
+    config: dict[str, Any]
+    status: TrialStatus
+    reason: str | None = None
+    seconds: float | None = None
+    validation: Metrics = Metrics()
+    by_kind: dict[str, float] = Field(default_factory=dict)
+    latency_ms: float | None = None
+    epochs_done: int | None = None
+    budget_limited: bool = False
+    exact: bool = False
+
+
+class Champion(_Record):
+    """The model that a search chose, refitted and calibrated.
+
+    Attributes:
+        validation: what it was chosen by; from the trial, before the refit.
+        test: of the saved model, on pictures that the search never saw.
+        default_patchcore: the untuned default on the same pictures.
+        difference: champion minus default in test image AUROC.
+        threshold: raw score above which a picture is called anomalous.
+        false_positive_rate: largest rate of good pictures above the threshold that its calibration guarantees.
+        model: address of the saved model (a folder).
+    """
+
+    trial: int
+    algorithm: str
+    config: dict[str, Any]
+    validation: Metrics
+    test: TestMetrics
+    default_patchcore: TestMetrics
+    difference: Difference | None
+    threshold: float
+    false_positive_rate: float
+    speed: Speed
+    model: str
+
+
+class DatasetSummary(_Record):
+    """What was searched on."""
+
+    path: str
+    layout: str
+    hash: str
+    counts: dict[str, int]
+    roles: dict[str, dict[str, int]]
+
+
+class SearchResult(_Record):
+    """Everything that ``autoad search --json`` prints."""
+
+    search_id: str
+    name: str
+    status: Literal["running", "complete", "interrupted", "failed"]
+    objective: Objective
+    seed: int
+    seconds: float
+    dataset: DatasetSummary
+    evidence: Evidence
+    engine: str
+    notes: list[str]
+    champion: Champion | None
+    leaderboard: list[TrialRow]
+
+
+class Region(_Record):
+    """A connected part of the picture above the pixel threshold; pixels of the original picture, origin top left."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    area: int
+    score: float
+
+
+class ScoredPicture(_Record):
+    """What ``autoad score --json`` says of one picture.
+
+    Attributes:
+        score: raw score; higher is more anomalous.
+        normalized_score: between 0 and 1; 0.5 at the threshold.
+        is_anomalous: whether the raw score lies above the threshold.
+        regions: where, most anomalous first; None for algorithms without a map.
+        heatmap: file of the heatmap, if one was written.
+    """
+
+    picture: str
+    model: str
+    score: float
+    normalized_score: float
+    is_anomalous: bool
+    regions: list[Region] | None
+    heatmap: str | None = None

@@ -1,0 +1,53 @@
+"""Settings, read from the environment (``AUTOAD_*``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["Settings", "get_settings"]
+
+
+class Settings(BaseSettings):
+    """What the environment decides.
+
+    Attributes:
+        data_dir: folder of everything that autoad keeps: database, feature store, models.
+        weights_dir: folder of ``<backbone>.safetensors`` files that are preferred to all other weights.
+        database_url: SQLAlchemy address of the metadata; empty for SQLite in ``data_dir``.
+        project: name under which datasets, searches and models are kept apart from other projects'.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="AUTOAD_", frozen=True)
+
+    data_dir: Path = Field(default_factory=lambda: Path.home() / ".autoad")
+    weights_dir: Path | None = None
+    database_url: str = ""
+    project: str = "default"
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """Where the metadata lives."""
+        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'autoad.db'}"
+
+    @property
+    def features_dir(self) -> Path:
+        """The feature store of this node."""
+        return self.data_dir / "features"
+
+    @property
+    def searches_dir(self) -> Path:
+        """One folder a search: its dataset table, roles and synthetic defects."""
+        return self.data_dir / "searches"
+
+    @property
+    def models_dir(self) -> Path:
+        """One folder a saved model of the project."""
+        return self.data_dir / "models" / self.project
+
+
+def get_settings() -> Settings:
+    """The settings as the environment is now (not cached: tests and workers change it)."""
+    return Settings()
