@@ -1,0 +1,13 @@
+"""The metadata database: searches and their trials.
+
+It is the truth about a search: a trial's row is committed before the sampler hears of the result. Only the driver of a
+search and the command line open it; workers never do. SQLite by default (write-ahead log, for a local disk), any
+SQLAlchemy address through ``AUTOAD_DATABASE_URL``. Pictures and models are files, not rows.
+"""
+
+from __future__ import annotations
+
+from autoad.database._records import Search, Trial
+from autoad.database._session import Database
+
+__all__ = ["Database", "Search", "Trial"]

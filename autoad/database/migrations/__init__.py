@@ -1,0 +1,1 @@
+"""Alembic's scripts: one numbered step for each change of the tables."""
