@@ -1,0 +1,47 @@
+"""How good a detector is, how sure that is, and where it draws the line."""
+
+from __future__ import annotations
+
+from autoad.evaluation.intervals import (
+    PixelIntervals,
+    bootstrap_interval,
+    bootstrap_pixel_interval,
+    paired_difference,
+)
+from autoad.evaluation.metrics import ImageMetrics, PixelMetrics, image_metrics
+from autoad.evaluation.pixels import pixel_metrics
+from autoad.evaluation.regions import find_regions
+from autoad.evaluation.summary import average_ranks, by_defect, compute_metrics, known_pixels, rank_objective
+from autoad.evaluation.thresholds import (
+    Threshold,
+    conformal_threshold,
+    f1_max_threshold,
+    normalize_scores,
+    score_scale,
+    smallest_rate,
+)
+from autoad.schema import Region
+
+__all__ = [
+    "ImageMetrics",
+    "PixelIntervals",
+    "PixelMetrics",
+    "Region",
+    "Threshold",
+    "average_ranks",
+    "bootstrap_interval",
+    "bootstrap_pixel_interval",
+    "by_defect",
+    "compute_metrics",
+    "conformal_threshold",
+    "f1_max_threshold",
+    "find_regions",
+    "image_metrics",
+    "known_pixels",
+    "normalize_scores",
+    "paired_difference",
+    "pixel_metrics",
+    "rank_objective",
+    "score_scale",
+    "smallest_rate",
+]
