@@ -1,0 +1,29 @@
+"""Pictures in: layouts, decoding, roles, synthetic defects and the demonstration dataset."""
+
+from __future__ import annotations
+
+from autoad.data._picture import GOOD, Picture, Split
+from autoad.data.dataset import Dataset, Skipped
+from autoad.data.decoding import MAX_PIXELS, decode_image, load_image, load_mask, resize_image
+from autoad.data.demo import write_demo_dataset
+from autoad.data.layouts import read_dataset
+from autoad.data.splits import Roles, assign_roles
+from autoad.data.synthetic import draw_defects
+
+__all__ = [
+    "GOOD",
+    "MAX_PIXELS",
+    "Dataset",
+    "Picture",
+    "Roles",
+    "Skipped",
+    "Split",
+    "assign_roles",
+    "decode_image",
+    "draw_defects",
+    "load_image",
+    "load_mask",
+    "read_dataset",
+    "resize_image",
+    "write_demo_dataset",
+]
