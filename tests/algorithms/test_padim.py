@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from sklearn.metrics import roc_auc_score
+from torch.nn import functional
+
+from autoad.algorithms import Inputs
+from autoad.algorithms.padim import PaDiM, PaDiMConfig
+from autoad.errors import TrialError, UsageError
+
+SHAPES = {1: (9, 13, 6), 2: (5, 7, 8), 3: (3, 4, 10)}
+
+
+def clouds(count: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Inputs:
+    g = torch.Generator().manual_seed(seed)
+    features = {}
+    for stage, shape in SHAPES.items():
+        place = torch.randn(*shape, generator=torch.Generator().manual_seed(stage))
+        maps = (place + 0.5 * torch.randn(count, *shape, generator=g) + shift) * scale
+        features[stage] = maps.half().permute(0, 3, 1, 2)
+    return Inputs((36, 52), features)
+
+
+def fit(train: Inputs, seed: int = 0, **config: object) -> PaDiM:
+    detector = PaDiM(PaDiMConfig(**config), seed=seed)
+    assert len(list(detector.fit(train))) == 1
+    return detector
+
+
+def joined(inputs: Inputs, channels: np.ndarray) -> np.ndarray:
+    """All stages at the first one's size, by torch's nearest neighbour: ``[N, h, w, F]`` float64."""
+    maps = [functional.interpolate(inputs.features[s].double(), size=SHAPES[1][:2]) for s in SHAPES]
+    return torch.cat(maps, 1).numpy()[:, channels].transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize(("count", "width", "scale"), [(40, 7, 1.0), (6, 15, 1.0), (40, 100, 1.0), (40, 9, 300.0)])
+def test_map_is_the_mahalanobis_distance(count: int, width: int, scale: float) -> None:
+    train, test = clouds(count, 0, scale), clouds(3, 1, scale, shift=0.2)
+    detector = fit(train, n_features=width, sigma=0.0)
+    channels = detector.tensors()["channels"].numpy()
+    assert len(set(channels)) == len(channels) == min(width, 24)
+    known, asked = joined(train, channels), joined(test, channels)
+    expected = np.empty((3, *SHAPES[1][:2]))
+    for i, j in np.ndindex(*SHAPES[1][:2]):
+        covariance = np.cov(known[:, i, j].T) + 0.01 * np.eye(len(channels))
+        centred = asked[:, i, j] - known[:, i, j].mean(0)
+        expected[:, i, j] = np.sqrt(np.einsum("nf,fg,ng->n", centred, np.linalg.inv(covariance), centred))
+    expected = functional.interpolate(torch.from_numpy(expected)[:, None], size=(36, 52), mode="bilinear")[:, 0].numpy()
+    prediction = detector.predict(test)
+    np.testing.assert_allclose(prediction.maps.numpy(), expected, rtol=1e-3)
+    np.testing.assert_allclose(prediction.scores.numpy(), expected.max((1, 2)), rtol=1e-3)
+
+
+def test_sigma_is_read_at_prediction_and_blurs_the_map() -> None:
+    train, test = clouds(20, 0), clouds(2, 1)
+    sharp, detector = fit(train, sigma=0.0), fit(train, sigma=1.5)
+    expected = [gaussian_filter(m, 1.5, mode="mirror") for m in sharp.predict(test).maps.numpy()]
+    np.testing.assert_allclose(detector.predict(test).maps.numpy(), expected, rtol=1e-4)
+    detector.config = dataclasses.replace(detector.config, sigma=0.0)
+    assert torch.equal(detector.predict(test).maps, sharp.predict(test).maps)
+
+
+def test_seed_chooses_the_channels() -> None:
+    chosen = [fit(clouds(8, 0), seed=seed, n_features=9).tensors()["channels"].tolist() for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_saved_size_is_half_of_the_matrices() -> None:
+    tensors = fit(clouds(8, 0), n_features=24).tensors()
+    assert tensors["whitener"].shape == (9 * 13, 24 * 25 // 2)
+
+
+def test_defects_are_found_and_located_with_the_bundled_backbone(pictures, given) -> None:
+    detector = PaDiM(PaDiMConfig(image_size=64))
+    list(detector.fit(given(pictures(30, 0), detector.needs)))
+    good, bad = (given(pictures(15, 1 + b, defect=b), detector.needs) for b in (False, True))
+    scores = torch.cat([detector.predict(good).scores, detector.predict(bad).scores])
+    assert roc_auc_score([0] * 15 + [1] * 15, scores) > 0.95
+    marked = pictures(1, 5)
+    marked[:, 40:56, 8:24] = 10
+    top = int(detector.predict(given(marked, detector.needs)).maps.argmax())
+    assert 36 <= top // 64 < 60
+    assert 4 <= top % 64 < 28
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(TrialError, match="at least 2 training pictures but got 1"):
+        fit(clouds(1, 0))
+    features = {s: torch.zeros(1).expand(200, 300, 224 >> s, 224 >> s) for s in (1, 2, 3)}
+    with pytest.raises(TrialError, match=r"padim's covariances must be at most 4 GiB but got 14\.\d GiB: lower n_feat"):
+        fit(Inputs((448, 448), features), n_features=550)
+    for wrong in ({"regularization": 0.0}, {"stages": [2, 1]}, {"n_features": 0}, {"sigma": -1.0}):
+        with pytest.raises(UsageError, match=rf"padim.{next(iter(wrong))} must be .* but got"):
+            PaDiMConfig(**wrong)
