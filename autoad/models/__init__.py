@@ -1,0 +1,32 @@
+"""Deployable models: the artifact on disk, and the one path by which a picture gets its score."""
+
+from __future__ import annotations
+
+from autoad.models.artifact import (
+    ArtifactMetrics,
+    Backbone,
+    Calibration,
+    Manifest,
+    Member,
+    Provenance,
+    read_manifest,
+    save_model,
+    write_manifest,
+)
+from autoad.models.heatmap import draw_heatmap
+from autoad.models.model import Model, Score
+
+__all__ = [
+    "ArtifactMetrics",
+    "Backbone",
+    "Calibration",
+    "Manifest",
+    "Member",
+    "Model",
+    "Provenance",
+    "Score",
+    "draw_heatmap",
+    "read_manifest",
+    "save_model",
+    "write_manifest",
+]

@@ -1,0 +1,260 @@
+"""The artifact: a folder with ``model.safetensors``, ``manifest.json`` and a model card.
+
+Nothing in it is code, and nothing of it is unpickled. The backbone's weights are not copied; the manifest names them by
+sha256 and loading refuses any others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from autoad.errors import ArtifactError
+from autoad.schema import Difference, Evidence, Metrics, Speed, TestMetrics
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "ArtifactMetrics",
+    "Backbone",
+    "Calibration",
+    "Manifest",
+    "Member",
+    "Provenance",
+    "load_tensors",
+    "read_manifest",
+    "save_model",
+    "write_atomically",
+    "write_manifest",
+]
+
+SCHEMA_VERSION = 1
+_TENSORS = "model.safetensors"
+_MANIFEST = "manifest.json"
+_CARD = "README.md"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Backbone(_Record):
+    """The frozen network whose features a member scores, and the engine that ran it when it was evaluated."""
+
+    name: str
+    stages: tuple[int, ...]
+    weights_source: str
+    weights_sha256: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    engine: str
+    precision: str
+
+
+class Member(_Record):
+    """One detector of the model.
+
+    Attributes:
+        image_size: height and width to which a picture is resized, antialiased bilinear.
+        device: where the detector computed, ``cpu`` or ``cuda``.
+        precision: in which its own networks ran.
+        backbone: None for algorithms that work on pixels alone.
+    """
+
+    algorithm: str
+    kind: Literal["classification", "segmentation"]
+    config: dict[str, Any]
+    seed: int
+    image_size: tuple[int, int]
+    device: Literal["cpu", "cuda"]
+    precision: Literal["float32", "bfloat16"]
+    backbone: Backbone | None
+
+
+class Calibration(_Record):
+    """What turns a raw score into a verdict.
+
+    Attributes:
+        threshold: a picture is anomalous when its raw score is greater.
+        rate: false-positive rate that split-conformal calibration on ``pictures`` normal pictures guarantees.
+        scale: spread of the calibration scores, the unit of the normalised score.
+        pixel_threshold: the same for the map's largest value; None without a map.
+    """
+
+    threshold: float
+    rate: float
+    pictures: int
+    scale: float
+    pixel_threshold: float | None
+
+
+class Provenance(_Record):
+    """Where the model comes from."""
+
+    code_version: str
+    search: str
+    trial: int
+    dataset_hash: str
+    dataset_counts: dict[str, int]
+    evidence: Evidence
+
+
+class ArtifactMetrics(_Record):
+    """How good the model was found to be."""
+
+    validation: Metrics
+    test: TestMetrics
+    default_patchcore: TestMetrics | None = None
+    difference: Difference | None = None
+    speed: Speed | None = None
+
+
+class Manifest(_Record):
+    """All that a model is, apart from its tensors.
+
+    Attributes:
+        members: its detectors; ``combine`` says how their scores become one.
+        tensors_sha256: of ``model.safetensors``.
+        calibration: None until the saved model has been calibrated.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    members: tuple[Member, ...]
+    combine: Literal["single"] = "single"
+    tensors_sha256: str
+    provenance: Provenance
+    calibration: Calibration | None = None
+    metrics: ArtifactMetrics | None = None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash, finds the old bytes or the new ones."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def save_model(
+    folder: Path, name: str, member: Member, tensors: Mapping[str, Tensor], provenance: Provenance
+) -> Manifest:
+    """Write a fitted detector's tensors and the first manifest (not calibrated yet) into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()})
+    write_atomically(folder / _TENSORS, data)
+    manifest = Manifest(
+        name=name, members=(member,), tensors_sha256=hashlib.sha256(data).hexdigest(), provenance=provenance
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, and the model card that says the same in words."""
+    write_atomically(folder / _MANIFEST, manifest.model_dump_json(indent=2).encode())
+    write_atomically(folder / _CARD, model_card(manifest).encode())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in ``folder``.
+
+    Raises:
+        ArtifactError: there is none, it is damaged, or it was written by a newer autoad.
+    """
+    try:
+        text = (folder / _MANIFEST).read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{str(folder)!r} is not a saved model: it has no readable {_MANIFEST}") from error
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ArtifactError(
+            f"{str(folder / _MANIFEST)!r} is damaged or was written by another version of autoad "
+            f"(at {where}: {first['msg']}); copy the model again from where it was saved"
+        ) from error
+    if manifest.schema_version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{str(folder)!r} has schema version {manifest.schema_version} but this autoad reads up to "
+            f"{SCHEMA_VERSION}; update autoad"
+        )
+    return manifest
+
+
+def load_tensors(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """The model's tensors, after checking that they are the ones that the manifest was written for.
+
+    Raises:
+        ArtifactError: the file is missing, damaged or another model's.
+    """
+    path = folder / _TENSORS
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"the saved model {str(folder)!r} has no readable {_TENSORS}") from error
+    if hashlib.sha256(data).hexdigest() != manifest.tensors_sha256:
+        raise ArtifactError(
+            f"{str(path)!r} is damaged: its sha256 is not the one in {_MANIFEST}; "
+            "copy the model again from where it was saved"
+        )
+    tensors: dict[str, Tensor] = safetensors.torch.load(data)
+    return tensors
+
+
+def _percent(value: float | None) -> str:
+    return "not computable" if value is None else f"{value:.3f}"
+
+
+def model_card(manifest: Manifest) -> str:
+    """The model in words (Markdown)."""
+    member, source = manifest.members[0], manifest.provenance
+    lines = [
+        f"# {manifest.name}",
+        "",
+        f"An anomaly detector chosen by autoad {source.code_version} (search {source.search}, trial {source.trial}).",
+        "",
+        f"- algorithm: {member.algorithm} ({member.kind}), pictures resized to "
+        f"{member.image_size[0]} x {member.image_size[1]}",
+        f"- config: {', '.join(f'{key} {value}' for key, value in member.config.items())}",
+    ]
+    if member.backbone is not None:
+        backbone = member.backbone
+        lines.append(
+            f"- backbone: {backbone.name}, weights {backbone.weights_sha256[:12]} ({backbone.weights_source}), "
+            f"run by {backbone.engine} in {backbone.precision}"
+        )
+    counts = ", ".join(f"{count} {name}" for name, count in source.dataset_counts.items())
+    lines += [f"- dataset: {source.dataset_hash[:12]} ({counts})", f"- evidence: {source.evidence}"]
+    if manifest.calibration is not None:
+        calibration = manifest.calibration
+        lines.append(
+            f"- threshold: {calibration.threshold:.6g}; at most {calibration.rate:.1%} of good pictures lie above it "
+            f"(split-conformal, {calibration.pictures} calibration pictures)"
+        )
+    if manifest.metrics is not None:
+        lines += ["", "| | image AUROC | pixel AUROC | AUPRO |", "|---|---|---|---|"]
+        rows: list[tuple[str, Metrics | None]] = [
+            ("selection", manifest.metrics.validation),
+            ("test", manifest.metrics.test),
+            ("default PatchCore, test", manifest.metrics.default_patchcore),
+        ]
+        for title, metrics in rows:
+            if metrics is not None:
+                cells = (metrics.image_auroc, metrics.pixel_auroc, metrics.aupro)
+                lines.append(f"| {title} | {' | '.join(_percent(cell) for cell in cells)} |")
+    return "\n".join(lines) + "\n"

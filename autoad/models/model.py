@@ -1,0 +1,204 @@
+"""The one scoring path: from a picture's bytes to its verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from autoad.algorithms import Detector, Inputs, Runtime, get_algorithm
+from autoad.data import decode_image, resize_image
+from autoad.errors import ArtifactError, UsageError
+from autoad.evaluation import conformal_threshold, find_regions, normalize_scores, score_scale
+from autoad.features import Engine, as_tensors, create_engine, find_weights
+from autoad.models.artifact import Calibration, Manifest, Member, load_tensors, read_manifest
+from autoad.schema import Region
+
+__all__ = ["Model", "Score"]
+
+_CHUNK = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What a model says of one picture.
+
+    Attributes:
+        score: raw score; higher is more anomalous.
+        normalized_score: in [0, 1], increasing with the raw score, 0.5 at the threshold.
+        is_anomalous: whether the raw score is greater than the threshold.
+        anomaly_map: ``[H, W]`` float32 at the model's image size; None for algorithms without a map.
+        regions: connected parts of the map above the pixel threshold, in pixels of the original picture, most
+            anomalous first; None without a map.
+    """
+
+    score: float
+    normalized_score: float
+    is_anomalous: bool
+    anomaly_map: npt.NDArray[np.float32] | None
+    regions: list[Region] | None
+
+
+class Model:
+    """A saved model, ready to score.
+
+    Decoding, resizing, the backbone's engine, the detector with its smoothing, and calibration all happen here and
+    nowhere else: what is evaluated, reported and served is what this class computes, one picture at a time.
+    """
+
+    def __init__(self, manifest: Manifest, detector: Detector, engine: Engine | None) -> None:
+        self.manifest = manifest
+        self._detector = detector
+        self._engine = engine
+
+    @classmethod
+    def load(cls, folder: Path, *, threads: int | None = None) -> Self:
+        """Load a model from its folder.
+
+        Args:
+            folder: where it was saved.
+            threads: CPU threads of the backbone's engine; None for all.
+
+        Raises:
+            ArtifactError: the folder is no saved model, is damaged, or was evaluated with weights, an engine or a
+                device that this machine does not have.
+            WeightsError: the backbone's weights cannot be reached.
+        """
+        manifest = read_manifest(folder)
+        member = manifest.members[0]
+        if member.device == "cuda" and not torch.cuda.is_available():
+            raise ArtifactError(f"the model {str(folder)!r} was evaluated on a GPU and this machine has none")
+        try:
+            algorithm = get_algorithm(member.algorithm)
+            config = algorithm.Config(**member.config)
+            detector = algorithm(config, seed=member.seed, runtime=Runtime(member.device, member.precision))
+            detector.load_tensors(load_tensors(folder, manifest))
+        except (TypeError, KeyError, UsageError, RuntimeError) as error:
+            raise ArtifactError(
+                f"the saved model {str(folder)!r} does not fit {member.algorithm} of this autoad ({error})"
+            ) from error
+        return cls(manifest, detector, _open_engine(folder, member, threads))
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.manifest.name
+
+    def with_manifest(self, manifest: Manifest) -> Self:
+        """The same detector under another manifest (another calibration)."""
+        return type(self)(manifest, self._detector, self._engine)
+
+    def predict(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[tuple[float, npt.NDArray[np.float32] | None]]:
+        """Raw score and anomaly map of decoded pictures ``[H, W, 3]``, before calibration.
+
+        The backbone may take several pictures at once (an engine's features do not depend on the batch); the detector
+        takes one at a time, so that a score is the same to the last bit whatever was asked along with it.
+        """
+        needs = self._detector.needs
+        pixels = np.stack([resize_image(image, needs.image_size) for image in images])
+        features = {} if self._engine is None else as_tensors(self._engine(pixels))
+        inputs = Inputs(needs.image_size, features, torch.from_numpy(pixels))
+        answers: list[tuple[float, npt.NDArray[np.float32] | None]] = []
+        for one in inputs.batches(1):
+            prediction = self._detector.predict(one)
+            anomaly_map = None if prediction.maps is None else prediction.maps[0].cpu().numpy()
+            answers.append((float(prediction.scores[0]), anomaly_map))
+        return answers
+
+    def calibrate(self, pictures: Sequence[bytes], rate: float) -> tuple[Self, Calibration]:
+        """The model with a threshold learnt from normal pictures that it was not fitted on, and that calibration.
+
+        Args:
+            pictures: encoded normal pictures.
+            rate: false-positive rate to guarantee.
+
+        Raises:
+            CalibrationError: so small a rate needs more pictures.
+        """
+        answers = [answer for _, answer in self._answers(pictures)]
+        scores = np.array([score for score, _ in answers])
+        peaks = np.array([anomaly_map.max() for _, anomaly_map in answers if anomaly_map is not None], dtype=np.float64)
+        threshold = conformal_threshold(scores, rate)
+        calibration = Calibration(
+            threshold=threshold.value,
+            rate=threshold.rate,
+            pictures=threshold.n,
+            scale=score_scale(scores),
+            pixel_threshold=conformal_threshold(peaks, rate).value if len(peaks) else None,
+        )
+        return self.with_manifest(self.manifest.model_copy(update={"calibration": calibration})), calibration
+
+    def score(self, data: bytes) -> Score:
+        """Score one encoded picture.
+
+        Raises:
+            UnreadableImageError: the bytes are no picture.
+            ArtifactError: the model was saved but never calibrated.
+        """
+        return next(self.score_many([data]))
+
+    def score_many(self, pictures: Iterable[bytes]) -> Iterator[Score]:
+        """Score encoded pictures in order, a few at a time; each gets exactly the score that it gets alone.
+
+        Raises:
+            UnreadableImageError: the bytes of one are no picture; those before it have been scored.
+            ArtifactError: the model was saved but never calibrated.
+        """
+        calibration = self.manifest.calibration
+        if calibration is None:
+            raise ArtifactError(f"the model {self.name!r} was never calibrated; search again to get a finished one")
+        for size, (score, anomaly_map) in self._answers(pictures):
+            regions = None
+            if anomaly_map is not None and calibration.pixel_threshold is not None:
+                regions = find_regions(anomaly_map, calibration.pixel_threshold, size)
+            yield Score(
+                score=score,
+                normalized_score=float(normalize_scores(np.float64(score), calibration.threshold, calibration.scale)),
+                is_anomalous=score > calibration.threshold,
+                anomaly_map=anomaly_map,
+                regions=regions,
+            )
+
+    def _answers(
+        self, pictures: Iterable[bytes]
+    ) -> Iterator[tuple[tuple[int, int], tuple[float, npt.NDArray[np.float32] | None]]]:
+        """Original size and raw answer of each picture; the next chunk is decoded while one is computed."""
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            waiting: Iterator[npt.NDArray[np.uint8]] = iter(pool.map(decode_image, pictures))
+            while chunk := list(itertools.islice(waiting, _CHUNK)):
+                sizes = [(image.shape[0], image.shape[1]) for image in chunk]
+                yield from zip(sizes, self.predict(chunk), strict=True)
+
+
+def _open_engine(folder: Path, member: Member, threads: int | None) -> Engine | None:
+    backbone = member.backbone
+    if backbone is None:
+        return None
+    weights = find_weights(backbone.name)
+    if weights.sha256 != backbone.weights_sha256:
+        raise ArtifactError(
+            f"the model {str(folder)!r} was evaluated with {backbone.name} weights {backbone.weights_sha256[:12]} but "
+            f"this machine has {weights.sha256[:12]} ({weights.source}); "
+            "put the right ones into the folder that AUTOAD_WEIGHTS_DIR names"
+        )
+    try:
+        return create_engine(
+            backbone.name,
+            backbone.stages,
+            member.image_size,
+            engine=backbone.engine,
+            precision=backbone.precision,
+            threads=threads,
+        )
+    except UsageError as error:
+        raise ArtifactError(
+            f"the model {str(folder)!r} was evaluated with {backbone.engine} in {backbone.precision}, which this "
+            f"machine cannot run ({error})"
+        ) from error

@@ -1,0 +1,23 @@
+"""What Ray reads from the environment when it is imported; so this is imported before it.
+
+Ray's processes listen on loopback alone when the node's address is 127.0.0.1, which it is (on Linux, too) when clusters
+are off; any other address, even 127.0.0.2, makes most of them listen on every interface. And they authenticate by a
+token. Unless the user has one (for a cluster of their own), each of our processes
+takes a fresh one that is never written to disk.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+for _name, _value in {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}.items():
+    os.environ.setdefault(_name, _value)

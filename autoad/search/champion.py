@@ -1,0 +1,224 @@
+"""From the best trial to a finished model: refit, calibrate, and one look at the test pictures.
+
+The order matters. The detector is fitted on train pictures and selection normals and saved; that saved model is loaded
+and calibrated on normals used for neither; from then on nothing changes, and the test pictures are scored once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import autoad
+from autoad.algorithms import Prediction, get_algorithm
+from autoad.data import Dataset, Picture, Roles, load_mask
+from autoad.evaluation import (
+    PixelIntervals,
+    bootstrap_interval,
+    bootstrap_pixel_interval,
+    by_defect,
+    compute_metrics,
+    known_pixels,
+    paired_difference,
+)
+from autoad.features import FeatureStore, find_weights
+from autoad.models import ArtifactMetrics, Backbone, Member, Model, Provenance, save_model, write_manifest
+from autoad.models.speed import measure_speed
+from autoad.schema import Champion, Difference, Evidence, TestMetrics, TrialRow
+from autoad.search.trial import EVALUATION_SIZE, TrialTask, evaluation_maps, load_inputs
+
+__all__ = ["finish_champion", "fit_model"]
+
+_DEFAULT_PATCHCORE = "patchcore"
+_SPEED_PICTURES = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tested:
+    """A model's answers on the test role."""
+
+    metrics: TestMetrics
+    scores: np.ndarray[Any, np.dtype[np.float64]]
+
+
+def fit_model(
+    folder: Path,
+    name: str,
+    row: TrialRow,
+    task: TrialTask,
+    pictures: Sequence[Picture],
+    provenance: Provenance,
+    *,
+    threads: int,
+) -> Model:
+    """Fit a trial's configuration on ``pictures``, save it in ``folder`` and load it from there.
+
+    Algorithms that train do so for as many epochs as the trial did.
+    """
+    algorithm = get_algorithm(row.algorithm)
+    config = algorithm.Config(**row.config | ({"epochs": row.epochs_done} if algorithm.iterative else {}))
+    detector = algorithm(config, seed=task.seed, runtime=task.runtime)
+    needs = detector.needs
+    inputs = load_inputs(FeatureStore(task.features_dir), pictures, needs, task.engine, threads=threads)
+    for _ in detector.fit(inputs):
+        pass
+    backbone = None
+    if needs.backbone is not None:
+        weights = find_weights(needs.backbone)
+        backbone = Backbone(
+            name=needs.backbone,
+            stages=needs.stages,
+            weights_source=weights.source,
+            weights_sha256=weights.sha256,
+            mean=weights.mean,
+            std=weights.std,
+            engine=task.engine.name,
+            precision=task.engine.precision,
+        )
+    member = Member(
+        algorithm=row.algorithm,
+        kind=algorithm.kind,
+        config=dataclasses.asdict(config),
+        seed=task.seed,
+        image_size=needs.image_size,
+        device="cuda" if task.runtime.device.startswith("cuda") else "cpu",
+        precision=task.precision,
+        backbone=backbone,
+    )
+    save_model(folder, name, member, detector.tensors(), provenance)
+    return Model.load(folder, threads=threads)
+
+
+def _test(model: Model, pictures: Sequence[Picture], seed: int) -> _Tested:
+    """Score the test role through the model and measure it."""
+    scores, maps = [], []
+    for score in model.score_many(picture.read() for picture in pictures):
+        scores.append(score.score)
+        if score.anomaly_map is not None:
+            maps.append(torch.from_numpy(score.anomaly_map))
+    values = np.asarray(scores, dtype=np.float64)
+    labels = np.array([not picture.is_normal for picture in pictures])
+    masks = [load_mask(picture, EVALUATION_SIZE) for picture in pictures]
+    stacked = evaluation_maps(Prediction(torch.from_numpy(values), torch.stack(maps))) if maps else None
+    metrics = compute_metrics(values, labels, stacked, masks)
+    image = bootstrap_interval(values, labels, seed=seed) or (None, None)
+    known = known_pixels(stacked, masks)
+    pixel = PixelIntervals() if known is None else bootstrap_pixel_interval(*known, seed=seed)
+    normal, calibration = values[~labels], model.manifest.calibration
+    return _Tested(
+        TestMetrics(
+            **metrics.model_dump(),
+            image_auroc_low=image[0],
+            image_auroc_high=image[1],
+            pixel_auroc_low=pixel.pixel_auroc and pixel.pixel_auroc[0],
+            pixel_auroc_high=pixel.pixel_auroc and pixel.pixel_auroc[1],
+            aupro_low=pixel.aupro and pixel.aupro[0],
+            aupro_high=pixel.aupro and pixel.aupro[1],
+            false_positive_rate=float((normal > calibration.threshold).mean()) if calibration and len(normal) else None,
+            by_defect=by_defect(values, [picture.label for picture in pictures], stacked, masks),
+        ),
+        values,
+    )
+
+
+def finish_champion(
+    row: TrialRow,
+    task: TrialTask,
+    roles: Roles,
+    dataset: Dataset,
+    *,
+    name: str,
+    search: str,
+    evidence: Evidence,
+    rate: float,
+    models_dir: Path,
+    default_config: dict[str, Any],
+    threads: int,
+    say: Callable[[str], None],
+) -> Champion:
+    """Refit, save, calibrate and test the best trial, beside the untuned default PatchCore.
+
+    The model appears in ``models_dir`` under its final name only when it is finished.
+
+    Args:
+        row: the trial that won.
+        task: what the trials shared.
+        roles: the dataset's roles; the test role is used here and nowhere else in a search.
+        dataset: for the record.
+        name: of the model.
+        search: id of the search.
+        evidence: what the trials were ranked by.
+        rate: false-positive rate that the threshold guarantees.
+        models_dir: where the model goes.
+        default_config: PatchCore's defaults.
+        threads: CPU threads for refitting and scoring.
+        say: told what happens.
+    """
+    provenance = Provenance(
+        code_version=autoad.__version__,
+        search=search,
+        trial=row.trial,
+        dataset_hash=dataset.hash,
+        dataset_counts=dataset.counts(),
+        evidence=evidence,
+    )
+    normals = (*roles.train, *(picture for picture in roles.selection if picture.is_normal and not picture.synthetic))
+    calibration = [picture.read() for picture in roles.calibration]
+    scratch = models_dir / f".{search}-{time.time_ns()}"
+    try:
+        say(f"refitting {row.algorithm} (trial {row.trial}) on {len(normals)} good pictures")
+        model = fit_model(scratch / "champion", name, row, task, normals, provenance, threads=threads)
+        model, calibrated = model.calibrate(calibration, rate)
+        write_manifest(scratch / "champion", model.manifest)
+        say(f"testing on {len(roles.test)} pictures that the search never saw")
+        champion = _test(model, roles.test, task.seed)
+        default = champion
+        if row.algorithm != _DEFAULT_PATCHCORE or row.config != json.loads(json.dumps(default_config)):
+            say("testing the untuned default PatchCore beside it")
+            default_row = TrialRow(trial=-1, algorithm=_DEFAULT_PATCHCORE, config=default_config, status="complete")
+            reference = fit_model(
+                scratch / "default", "default-patchcore", default_row, task, normals, provenance, threads=threads
+            )
+            default = _test(reference.calibrate(calibration, rate)[0], roles.test, task.seed)
+        labels = np.array([not picture.is_normal for picture in roles.test])
+        difference = None
+        if compared := paired_difference(champion.scores, default.scores, labels, seed=task.seed):
+            difference = Difference(image_auroc=compared[0], low=compared[1], high=compared[2])
+        say("measuring its speed")
+        speed = measure_speed(
+            scratch / "champion", [picture.path for picture in roles.calibration][:_SPEED_PICTURES], threads=threads
+        )
+        metrics = ArtifactMetrics(
+            validation=row.validation,
+            test=champion.metrics,
+            default_patchcore=default.metrics,
+            difference=difference,
+            speed=speed,
+        )
+        manifest = model.manifest.model_copy(update={"metrics": metrics})
+        write_manifest(scratch / "champion", manifest)
+        final = models_dir / name
+        (scratch / "champion").rename(final)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Champion(
+        trial=row.trial,
+        algorithm=row.algorithm,
+        config=row.config,
+        validation=row.validation,
+        test=champion.metrics,
+        default_patchcore=default.metrics,
+        difference=difference,
+        threshold=calibrated.threshold,
+        false_positive_rate=calibrated.rate,
+        speed=speed,
+        model=str(final),
+    )

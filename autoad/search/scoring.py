@@ -1,0 +1,107 @@
+"""Scoring files with the model of a search, or with a saved model by its folder."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from autoad.data import decode_image
+from autoad.database import Database
+from autoad.errors import ArtifactError, UnreadableImageError, UsageError
+from autoad.models import Model, draw_heatmap
+from autoad.models.artifact import write_atomically
+from autoad.schema import ScoredPicture, SearchResult
+
+__all__ = ["find_model", "score_pictures"]
+
+
+def find_model(name: str) -> Path:
+    """The folder of a model, given as such or as the name or id of the search that made it.
+
+    Raises:
+        UsageError: there is neither.
+        ArtifactError: the search has no champion.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    database = Database()
+    try:
+        search = database.find_search(name)
+    except UsageError as error:
+        raise UsageError(f"{name!r} is neither the folder of a saved model nor a search: {error}") from error
+    finally:
+        database.close()
+    champion = SearchResult.model_validate(search.summary | {"status": search.status}).champion
+    if champion is None:
+        raise ArtifactError(f"the search {search.name!r} has no champion (it is {search.status})")
+    return Path(champion.model)
+
+
+def score_pictures(
+    model_name: str, pictures: Sequence[Path], heatmaps: Path | None
+) -> tuple[list[ScoredPicture], list[str]]:
+    """Score picture files.
+
+    Args:
+        model_name: folder of a model, or name or id of a search.
+        pictures: files.
+        heatmaps: folder for heatmap files; None for none.
+
+    Returns:
+        The scored pictures in order, and a line for each file that could not be read.
+
+    Raises:
+        UsageError: no such model, or the heatmaps cannot be written.
+        ArtifactError: the model is damaged or cannot run here.
+    """
+    folder = find_model(model_name)
+    model = Model.load(folder)
+    scored, unreadable = [], []
+    for path in pictures:
+        try:
+            data = path.read_bytes()
+            result = model.score(data)
+        except OSError as error:
+            unreadable.append(f"{path}: cannot be read ({error.strerror})")
+            continue
+        except UnreadableImageError as error:
+            unreadable.append(f"{path}: {error}")
+            continue
+        heatmap = None
+        if heatmaps is not None and result.anomaly_map is not None:
+            heatmap = _write_heatmap(model, path, data, result.anomaly_map, heatmaps)
+        scored.append(
+            ScoredPicture(
+                picture=str(path),
+                model=str(folder),
+                score=result.score,
+                normalized_score=result.normalized_score,
+                is_anomalous=result.is_anomalous,
+                regions=result.regions,
+                heatmap=heatmap,
+            )
+        )
+    return scored, unreadable
+
+
+def _write_heatmap(model: Model, picture: Path, data: bytes, anomaly_map: npt.NDArray[np.float32], folder: Path) -> str:
+    calibration = model.manifest.calibration
+    if calibration is None:
+        raise ArtifactError(f"the model {model.name!r} was never calibrated")
+    buffer = io.BytesIO()
+    draw_heatmap(decode_image(data), anomaly_map, calibration).save(buffer, "PNG")
+    # Two pictures of one name from different folders must not overwrite each other.
+    target = folder / f"{picture.parent.name}-{picture.stem}.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, buffer.getvalue())
+    except OSError as error:
+        raise UsageError(
+            f"cannot write heatmaps to {str(folder)!r} ({error.strerror}); choose another --heatmaps"
+        ) from error
+    return str(target)

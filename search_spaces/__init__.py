@@ -1,0 +1,1 @@
+"""Packaged search spaces: one YAML file an algorithm, described in README.md."""

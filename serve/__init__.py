@@ -1,0 +1,1 @@
+"""The Ray Serve application: empty until models can be promoted."""

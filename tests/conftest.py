@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoad.data import write_demo_dataset
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demonstration dataset."""
+    return write_demo_dataset(tmp_path_factory.mktemp("demo") / "pictures")
+
+
+@pytest.fixture(scope="session")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One data folder for all tests that search, so that features are computed once."""
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="session")
+def autoad(state: Path) -> Run:
+    """Runs the command line in a process of its own, as a user does."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "autoad.cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+            env=os.environ | {"AUTOAD_DATA_DIR": str(state), "COLUMNS": "200"} | environment,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def searched(autoad: Run, demo: Path) -> dict[str, Any]:
+    """The JSON of a small search over one algorithm of each sort, named ``small``."""
+    done = autoad(
+        *("search", "--data", demo, "--name", "small", "--trials", 5, "--max-epochs", 1, "--json"),
+        *("--algorithms", "dfkde,padim,patchcore,ganomaly"),
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result

@@ -1,0 +1,114 @@
+"""The search cannot see the test pictures, and the same call gives the same answer."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Run
+
+TIMES = {"seconds", "latency_ms"}
+
+
+def write_manifest(demo: Path, target: Path, *, permute_test: bool) -> Path:
+    """The demo dataset with explicit splits; half of its test folder validates, the other half tests."""
+    rows = [(path, "good", "train") for path in sorted((demo / "train" / "good").iterdir())]
+    pool = [(path, path.parent.name) for path in sorted((demo / "test").glob("*/*"))]
+    rows += [(path, label, "validation") for path, label in pool[::2]]
+    tested = pool[1::2]
+    labels = [label for _, label in tested]
+    if permute_test:
+        labels = labels[7:] + labels[:7]
+    rows += [(path, label, "test") for (path, _), label in zip(tested, labels, strict=True)]
+    with target.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split"])
+        writer.writerows(rows)
+    return target
+
+
+@pytest.fixture(scope="module")
+def three(autoad: Run, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The same deterministic search twice, and once more with the labels of the test pictures permuted."""
+    folder = tmp_path_factory.mktemp("manifests")
+    plain = write_manifest(demo, folder / "plain.csv", permute_test=False)
+    permuted = write_manifest(demo, folder / "permuted.csv", permute_test=True)
+    results = []
+    for name, manifest in (("first", plain), ("second", plain), ("permuted", permuted)):
+        done = autoad(
+            *("search", "--data", manifest, "--name", name, "--deterministic", "--trials", 6, "--json"),
+            *("--algorithms", "dfm,padim,stfpm", "--max-epochs", 1, "--seed", 3),
+        )
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(done.stdout))
+    return results
+
+
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def test_a_deterministic_search_repeats(three: list[dict[str, Any]]) -> None:
+    first, second, _ = three
+    assert without_times(first["leaderboard"]) == without_times(second["leaderboard"])
+    assert len(first["leaderboard"]) == 6
+    assert first["champion"]["test"] == second["champion"]["test"]
+
+
+def test_permuting_the_test_labels_changes_nothing_but_the_test_figures(three: list[dict[str, Any]]) -> None:
+    first, _, permuted = three
+    assert first["dataset"]["hash"] != permuted["dataset"]["hash"], "the permutation did change labels"
+    assert without_times(first["leaderboard"]) == without_times(permuted["leaderboard"])
+    assert first["champion"]["test"] != permuted["champion"]["test"]
+    folders = [Path(result["champion"]["model"]) for result in (first, permuted)]
+    one, other = ((folder / "model.safetensors").read_bytes() for folder in folders)
+    assert one == other
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
+    assert manifests[0]["members"] == manifests[1]["members"]
+    assert manifests[0]["calibration"] == manifests[1]["calibration"]
+
+
+def test_no_test_picture_reaches_the_trials(three: list[dict[str, Any]], state: Path) -> None:
+    roles = json.loads((state / "searches" / three[0]["search_id"] / "roles.json").read_text())
+    assert set(roles.values()) == {"train", "selection", "calibration", "test"}
+    assert (
+        sum(role == "test" for role in roles.values())
+        == three[0]["dataset"]["roles"]["test"]["good"] + (three[0]["dataset"]["roles"]["test"]["defective"])
+    )
+
+
+def test_without_labelled_defects_the_evidence_is_synthetic(autoad: Run, demo: Path, state: Path) -> None:
+    done = autoad(
+        *("search", "--data", demo / "train" / "good", "--name", "goods", "--trials", 2, "--json"),
+        *("--algorithms", "padim,dfm"),
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["evidence"] == "synthetic"
+    for row in result["leaderboard"]:
+        assert set(row["by_kind"]) == {"cutpaste", "perlin", "scratch"}
+    champion = result["champion"]
+    assert champion["test"]["image_auroc"] is None, "there is no defect to test on"
+    assert champion["difference"] is None
+    shown = autoad("leaderboard", "goods").stdout
+    assert "evidence: synthetic" in shown
+    assert "not computable" in shown
+    assert "evidence: synthetic" in (Path(champion["model"]) / "README.md").read_text()
+
+
+def test_failing_trials_are_rows_and_all_failing_is_exit_code_3(autoad: Run, demo: Path, tmp_path: Path) -> None:
+    space = tmp_path / "ganomaly.yaml"
+    space.write_text("algorithm: ganomaly\nparameters:\n  lr: {value: 1.0e+30}\n")
+    done = autoad(
+        *("search", "--data", demo, "--name", "doomed", "--trials", 2, "--max-epochs", 2, "--space", space),
+        *("--algorithms", "ganomaly"),
+    )
+    assert done.returncode == 3, done.stderr
+    assert "no trial succeeded" in done.stderr
+    rows = json.loads(autoad("leaderboard", "doomed", "--json").stdout)["leaderboard"]
+    assert [row["status"] for row in rows] == ["failed", "failed"]
+    assert all(row["reason"] for row in rows)

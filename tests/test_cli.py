@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from autoad.cli import _seconds
+from tests.conftest import Run
+
+
+def test_help_is_quick(autoad: Run) -> None:
+    """Processor time, because these machines share their cores."""
+    times = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = autoad("--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert "search" in done.stdout
+    assert min(times) < 0.5
+
+
+def test_durations() -> None:
+    assert [_seconds(text) for text in ("90", "45s", "20m", "1h30m", "1.5h")] == [90, 45, 1200, 5400, 5400]
+    for wrong in ("", "0", "m", "5 minutes", "-3"):
+        with pytest.raises(Exception, match="must be"):
+            _seconds(wrong)
+
+
+def test_search_json_has_the_promised_shape(searched: dict[str, Any], state: Path) -> None:
+    assert {"search_id", "dataset", "evidence", "champion", "leaderboard"} <= set(searched)
+    assert searched["evidence"] == "labelled"
+    assert len(searched["dataset"]["hash"]) == 64
+    rows = searched["leaderboard"]
+    assert sorted(row["trial"] for row in rows) == [0, 1, 2, 3, 4]
+    assert {row["algorithm"] for row in rows[:5]} >= {"dfkde", "padim", "patchcore", "ganomaly"}
+    names = {"image_auroc", "image_aupr", "image_f1_max", "pixel_auroc", "aupro"}
+    for row in rows:
+        assert row["status"] == "complete", row
+        assert set(row["validation"]) == names
+        assert row["seconds"] > 0
+        has_map = row["algorithm"] in {"padim", "patchcore"}
+        assert (row["validation"]["aupro"] is not None) == has_map
+        assert row["exact"] == has_map, "all five are among the first five"
+    trained = next(row for row in rows if row["algorithm"] == "ganomaly")
+    assert (trained["epochs_done"], trained["budget_limited"]) == (1, False)
+    objectives = [row["validation"]["image_auroc"] for row in rows]
+    assert objectives == sorted(objectives, reverse=True)
+
+    champion = searched["champion"]
+    assert champion["trial"] == rows[0]["trial"]
+    for tested in (champion["test"], champion["default_patchcore"]):
+        assert tested["image_auroc_low"] <= tested["image_auroc"] <= tested["image_auroc_high"]
+    assert champion["test"]["image_auroc"] > 0.8
+    assert set(champion["test"]["by_defect"]) == {p.name for p in _tests(searched) if p.name != "good"}
+    assert Path(champion["model"]).parent == state / "models" / "default"
+    assert champion["speed"]["latency_ms"] > 0
+
+
+def _tests(searched: dict[str, Any]) -> list[Path]:
+    return [path for path in (Path(searched["dataset"]["path"]) / "test").iterdir() if path.is_dir()]
+
+
+def test_leaderboard_shows_the_stored_search(autoad: Run, searched: dict[str, Any]) -> None:
+    done = autoad("leaderboard", "small", "--json")
+    assert json.loads(done.stdout) == searched
+    shown = autoad("leaderboard", searched["search_id"])
+    assert searched["champion"]["algorithm"] in shown.stdout
+    assert "evidence: labelled" in shown.stdout
+    missing = autoad("leaderboard", "smal")
+    assert missing.returncode == 2
+    assert "no search 'smal'" in missing.stderr
+
+
+def test_score_gives_verdicts_regions_and_heatmaps(
+    autoad: Run, searched: dict[str, Any], demo: Path, tmp_path: Path
+) -> None:
+    good = sorted((demo / "test" / "good").iterdir())[:4]
+    bad = [sorted(folder.iterdir())[0] for folder in _tests(searched) if folder.name != "good"]
+    done = autoad("score", "small", *good, *bad, "--heatmaps", tmp_path / "maps", "--json")
+    assert done.returncode == 0, done.stderr
+    scored = json.loads(done.stdout)
+    assert [entry["picture"] for entry in scored] == [str(path) for path in (*good, *bad)]
+    values = [entry["score"] for entry in scored]
+    assert np.mean(values[len(good) :]) > np.mean(values[: len(good)])
+    threshold = searched["champion"]["threshold"]
+    for entry in scored:
+        assert entry["is_anomalous"] == (entry["score"] > threshold) == (entry["normalized_score"] > 0.5)
+        if entry["regions"] is not None:
+            with Image.open(entry["heatmap"]) as heatmap, Image.open(entry["picture"]) as picture:
+                assert heatmap.size == picture.size
+            for region in entry["regions"]:
+                assert region["x"] >= 0
+                assert region["x"] + region["width"] <= 256
+    again = autoad("score", searched["champion"]["model"], bad[0], "--no-heatmaps", "--json")
+    assert json.loads(again.stdout)[0]["score"] == scored[len(good)]["score"], "alone as among others"
+
+
+def test_score_names_what_it_cannot_read_and_scores_the_rest(
+    autoad: Run, searched: dict[str, Any], demo: Path, tmp_path: Path
+) -> None:
+    good = sorted((demo / "test" / "good").iterdir())[0]
+    (tmp_path / "text.png").write_text("no picture")
+    done = autoad("score", "small", tmp_path / "text.png", tmp_path / "absent.png", good, "--no-heatmaps", "--json")
+    assert done.returncode == 1
+    assert [entry["picture"] for entry in json.loads(done.stdout)] == [str(good)]
+    assert "text.png" in done.stderr
+    assert "absent.png" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "is damaged: its sha256"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no readable model.safetensors"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json' is damaged"),
+        (lambda folder: (folder / "manifest.json").unlink(), "is not a saved model"),
+    ],
+)
+def test_a_damaged_artifact_is_refused(
+    autoad: Run, searched: dict[str, Any], demo: Path, tmp_path: Path, damage: Any, message: str
+) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(searched["champion"]["model"], copy)
+    damage(copy)
+    done = autoad("score", copy, sorted((demo / "test" / "good").iterdir())[0])
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--algorithms", "patchcor"), "Did you mean 'patchcore'"),
+        (("--objective", "auroc"), "unknown objective"),
+        (("--space", "absent.yaml"), "absent.yaml"),
+        (("--false-positive-rate", "0.001"), "cannot be guaranteed with"),
+        (("--engine", "tpu"), "tpu"),
+        (("--name", "../up"), "usable as a folder name"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_anything_is_written(
+    autoad: Run, demo: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = autoad("search", "--data", demo, *arguments, AUTOAD_DATA_DIR=str(tmp_path / "state"))
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_missing_folder_and_a_read_only_state_are_named(autoad: Run, demo: Path, tmp_path: Path) -> None:
+    done = autoad("search", "--data", tmp_path / "absent")
+    assert done.returncode == 2
+    assert "absent" in done.stderr
+    (tmp_path / "file").write_bytes(b"")
+    done = autoad("search", "--data", demo, "--trials", 1, AUTOAD_DATA_DIR=str(tmp_path / "file" / "below"))
+    assert done.returncode == 2
+    assert "AUTOAD_DATA_DIR" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_taken_name_is_refused(autoad: Run, searched: dict[str, Any], demo: Path) -> None:
+    done = autoad("search", "--data", demo, "--name", "small", "--trials", 1)
+    assert done.returncode == 2
+    assert "named 'small' already" in done.stderr
+
+
+def test_algorithms_and_doctor(autoad: Run) -> None:
+    algorithms = json.loads(autoad("algorithms", "--json").stdout)
+    assert [entry["algorithm"] for entry in algorithms][:1] != []
+    assert {entry["kind"] for entry in algorithms} == {"classification", "segmentation"}
+    assert len(algorithms) == 8
+    lines = {entry["what"]: entry["state"] for entry in json.loads(autoad("doctor", "--json").stdout)}
+    assert "bundled" in lines["backbone tf_efficientnet_lite0"]
+    assert "writable" in lines["data folder"]
