@@ -98,7 +98,9 @@ class Database:
         except sqlalchemy.exc.IntegrityError as error:
             raise UsageError(f"there is a search named {name!r} already; choose another --name") from error
 
-    def update_search(self, search_id: str, *, status: str | None = None, summary: dict[str, Any] | None = None) -> None:
+    def update_search(
+        self, search_id: str, *, status: str | None = None, summary: dict[str, Any] | None = None
+    ) -> None:
         """Change a search's status, its summary, or both, in one transaction."""
         with self._transaction() as session:
             search = session.get_one(Search, search_id)

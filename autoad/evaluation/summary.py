@@ -107,7 +107,7 @@ def by_defect(
             values[rows],
             names[rows] == defect,
             None if maps is None else maps[rows],
-            None if masks is None else [masks[row] for row in rows],
+            None if masks is None else [masks[int(row)] for row in rows],
             exact=exact,
         )
     return result

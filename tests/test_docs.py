@@ -1,0 +1,37 @@
+"""What a user can name is documented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from autoad.algorithms import ALGORITHMS
+from autoad.cli import app
+from autoad.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_command_and_option_is_in_the_readme() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        assert f"autoad {name}" in README
+        for parameter in command.params:
+            for option in parameter.opts:
+                if option.startswith("--") and option not in {"--help", "--json"}:
+                    assert f"`{option}" in README, f"{name} {option}"
+
+
+def test_every_setting_and_algorithm_is_in_the_readme() -> None:
+    for field in Settings.model_fields:
+        assert f"`AUTOAD_{field.upper()}`" in README
+    for name in ALGORITHMS:
+        assert f"`{name}`" in README
+
+
+def test_the_readme_names_both_commands() -> None:
+    for command in ("make demo", "make test"):
+        assert f"\n    {command}" in README
+        assert f"\n{command.split()[1]}: install" in (ROOT / "Makefile").read_text()

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_wheel_holds_every_package_and_the_search_spaces(tmp_path: Path) -> None:
+    """The two symlinked packages are the ones that a build silently loses."""
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    wheel = next(tmp_path.glob("*.whl"))
+    names = set(zipfile.ZipFile(wheel).namelist())
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    for package in listed:
+        assert f"{package.replace('.', '/')}/__init__.py" in names
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "autoad").rglob("*.py")}
+    linked = {
+        f"autoad/{folder}/{path.name}" for folder in ("serve", "search_spaces") for path in (ROOT / folder).glob("*.py")
+    }
+    assert sources | linked <= names
+    spaces = {f"autoad/search_spaces/{path.name}" for path in (ROOT / "search_spaces").glob("*.yaml")}
+    assert len(spaces) == 8
+    assert spaces <= names
+    code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import autoad.serve; print(autoad.serve.__file__)"
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert wheel.name in imported.stdout
+
+
+@pytest.mark.parametrize(
+    "module", ["algorithms", "data", "database", "errors", "evaluation", "features", "models", "schema", "search"]
+)
+def test_public_names_are_sorted_and_exist(module: str) -> None:
+    imported = importlib.import_module(f"autoad.{module}")
+    names = imported.__all__
+    assert list(names) == sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+    for name in names:
+        assert hasattr(imported, name)
+
+
+def test_records_need_neither_torch_nor_ray() -> None:
+    code = "import sys, autoad.schema, autoad.errors, autoad.settings, autoad.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "ray", "optuna", "numpy"} & set(loaded)
+
+
+def test_constraints_pin_every_dependency_without_addresses() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    pins = (ROOT / "constraints.txt").read_text()
+    assert "@" not in pins
+    assert "://" not in pins
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in pins.splitlines() if "==" in line}
+    for requirement in wanted:
+        name = re.split(r"[\[>=<;~! ]", requirement)[0].lower().replace("_", "-")
+        assert name in pinned, requirement
