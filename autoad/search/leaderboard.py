@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from autoad.evaluation import average_ranks
 from autoad.schema import Objective, TrialRow
 
-__all__ = ["best_trial", "rank_trials"]
+__all__ = ["rank_trials"]
 
 _ORDER = {"complete": 0, "pruned": 1, "running": 2, "stopped": 3, "failed": 4}
 
@@ -32,9 +32,3 @@ def rank_trials(rows: Sequence[TrialRow], objective: Objective) -> list[TrialRow
         return (_ORDER[row.status], quality, -aupro, latency, row.trial)
 
     return sorted(rows, key=key)
-
-
-def best_trial(rows: Sequence[TrialRow], objective: Objective) -> TrialRow | None:
-    """The first finished trial of the ranking, None if there is none."""
-    ranked = rank_trials(rows, objective)
-    return ranked[0] if ranked and ranked[0].status == "complete" else None

@@ -15,62 +15,29 @@ from typing import Any, Protocol
 import optuna
 import pyarrow.parquet
 
-from autoad.algorithms import ALGORITHMS, Precision, get_algorithm
-from autoad.data import Dataset, Picture, Roles, assign_roles, draw_defects, read_dataset
+from autoad.algorithms import get_algorithm
+from autoad.data import Picture, draw_defects
 from autoad.database import Database
-from autoad.errors import CalibrationError, DatasetError, NoTrialSucceededError, UnknownNameError, UsageError
-from autoad.evaluation import smallest_rate
-from autoad.features import EngineChoice, choose_engine, head_precision, reachable_backbones
-from autoad.schema import METRIC_NAMES, DatasetSummary, Objective, SearchResult
+from autoad.errors import (
+    NoTrialSucceededError,
+    TrialError,
+)
+from autoad.features import EngineChoice
+from autoad.schema import Champion, DatasetSummary, SearchResult, TrialRow
 from autoad.search.champion import finish_champion
-from autoad.search.leaderboard import best_trial, rank_trials
-from autoad.search.space import Space, load_spaces
+from autoad.search.leaderboard import rank_trials
+from autoad.search.plan import Plan, SearchRequest, make_plan
+from autoad.search.space import load_spaces
 from autoad.search.trial import TrialTask
 from autoad.search.tuning import Budget, Listener, StudySearcher, Workers, local_ray, run_trials
 from autoad.settings import Settings, get_settings
 
-__all__ = ["SearchListener", "SearchRequest", "load_result", "run_search"]
+__all__ = ["SearchListener", "load_result", "run_search"]
 
-DEFAULT_SECONDS = 20 * 60.0
-DEFAULT_RATE = 0.05
 _DETERMINISTIC_EPOCHS = 5
 _DETERMINISTIC_TRIALS = 16
 _TRIALS_SHARE = 0.82
 _TRIALS_PER_GPU = 4
-_PIXEL_OBJECTIVES = ("pixel_auroc", "aupro")
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchRequest:
-    """What to search.
-
-    Attributes:
-        data: folder or manifest.
-        algorithms: names; empty for all eight.
-        objective: metric on the selection role that ranks trials.
-        trials: how many; None for as many as the time allows.
-        seconds: for the whole search; None for no limit (then ``trials`` must be given).
-        seed: of the sampler and of every detector.
-        name: of the search and its model; empty for the dataset's name and the date.
-        space: file or folder of search spaces that override the packaged ones.
-        deterministic: one worker and no decision by the clock, so that the same call gives the same leaderboard.
-        max_epochs: lowers the search spaces' ceilings of epochs.
-        false_positive_rate: for the threshold; None for 5 %, or the smallest that the pictures allow.
-    """
-
-    data: Path
-    algorithms: tuple[str, ...] = ()
-    objective: str = "image_auroc"
-    trials: int | None = None
-    seconds: float | None = DEFAULT_SECONDS
-    seed: int = 0
-    name: str = ""
-    space: Path | None = None
-    deterministic: bool = False
-    max_epochs: int | None = None
-    false_positive_rate: float | None = None
-    engine: str = "auto"
-    precision: str = "auto"
 
 
 class SearchListener(Listener, Protocol):
@@ -86,21 +53,6 @@ class SearchListener(Listener, Protocol):
         """Trials have ended."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """A request, checked against the dataset and this machine."""
-
-    request: SearchRequest
-    objective: Objective
-    dataset: Dataset
-    roles: Roles
-    spaces: dict[str, Space]
-    engine: EngineChoice
-    precision: Precision
-    rate: float
-    notes: tuple[str, ...]
-
-
 def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult:
     """Search, then refit, calibrate and test the winner.
 
@@ -110,7 +62,9 @@ def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult
     """
     settings = get_settings()
     started = time.monotonic()
-    plan = _make_plan(request, listener)
+    plan = make_plan(request)
+    for note in plan.notes:
+        listener.say(note)
     search_id = secrets.token_hex(6)
     name = request.name or f"{plan.dataset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     database = Database(settings)
@@ -144,94 +98,11 @@ def load_result(name: str | None = None) -> SearchResult:
         database.close()
 
 
-def _make_plan(request: SearchRequest, listener: SearchListener) -> _Plan:
-    """Check everything that can be checked before anything is written."""
-    objective = next((name for name in METRIC_NAMES if name == request.objective), None)
-    if objective is None:
-        raise UnknownNameError("objective", request.objective, METRIC_NAMES)
-    algorithms = tuple(request.algorithms) or ALGORITHMS
-    for algorithm in algorithms:
-        get_algorithm(algorithm)
-    if request.trials is None and request.seconds is None:
-        raise UsageError("a search needs an end: give --trials or --time")
-    spaces = load_spaces(algorithms, request.space)
-    if request.name and (request.name != Path(request.name).name or request.name.startswith(".")):
-        raise UsageError(f"a name must be usable as a folder name but got {request.name!r}")
-    dataset = read_dataset(request.data)
-    roles = assign_roles(dataset)
-    notes = [f"skipped {skipped.path}: {skipped.reason}" for skipped in dataset.skipped]
-    rate = _false_positive_rate(request, roles, notes)
-    if objective in _PIXEL_OBJECTIVES:
-        mapless = [name for name in spaces if get_algorithm(name).kind == "classification"]
-        spaces = {name: space for name, space in spaces.items() if name not in mapless}
-        if mapless:
-            notes.append(f"{', '.join(mapless)}: left out, for they have no map and the objective is {objective}")
-        if roles.evidence == "labelled" and not any(picture.mask for picture in roles.selection):
-            raise DatasetError(f"the objective {objective} needs masks of defects and the selection pictures have none")
-    spaces = _reachable(spaces, notes)
-    if not spaces:
-        raise UsageError("nothing is left to search: " + "; ".join(notes))
-    engine = choose_engine(request.engine, request.precision)
-    for note in notes:
-        listener.say(note)
-    return _Plan(
-        request=request,
-        objective=objective,
-        dataset=dataset,
-        roles=roles,
-        spaces=spaces,
-        engine=engine,
-        precision="float32" if request.precision == "float32" else head_precision(engine),
-        rate=rate,
-        notes=tuple(notes),
-    )
-
-
-def _false_positive_rate(request: SearchRequest, roles: Roles, notes: list[str]) -> float:
-    smallest = smallest_rate(len(roles.calibration))
-    if request.false_positive_rate is not None:
-        if not 0 < request.false_positive_rate < 1:
-            raise UsageError(f"--false-positive-rate must lie between 0 and 1 but got {request.false_positive_rate}")
-        if request.false_positive_rate < smallest:
-            raise CalibrationError(
-                f"a false-positive rate of {request.false_positive_rate:g} cannot be guaranteed with "
-                f"{len(roles.calibration)} calibration pictures (the smallest is {smallest:.4g}); "
-                "add good pictures or ask for a larger rate"
-            )
-        return request.false_positive_rate
-    if smallest > DEFAULT_RATE:
-        notes.append(
-            f"with {len(roles.calibration)} calibration pictures the threshold can guarantee a false-positive rate "
-            f"of {smallest:.3f} at best; add good pictures for less"
-        )
-    return max(DEFAULT_RATE, smallest)
-
-
-def _reachable(spaces: dict[str, Space], notes: list[str]) -> dict[str, Space]:
-    """Drop backbones whose weights cannot be had, and algorithms that then have none."""
-    wanted = {name for space in spaces.values() for name in space.backbones()}
-    found = reachable_backbones(sorted(wanted))
-    missing = {name for name, weights in found.items() if isinstance(weights, str)}
-    if missing:
-        notes.append(
-            f"backbones without reachable weights are left out: {', '.join(sorted(missing))} "
-            "(put NAME.safetensors into the folder that AUTOAD_WEIGHTS_DIR names)"
-        )
-    left = {}
-    for name, space in spaces.items():
-        backbones = space.backbones()
-        if backbones and not backbones - missing:
-            notes.append(f"{name}: left out, for none of its backbones has reachable weights")
-        else:
-            left[name] = space.without_backbones(missing)
-    return left
-
-
 def _request_record(request: SearchRequest) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(request).items()}
 
 
-def _summary(plan: _Plan, search_id: str, name: str) -> SearchResult:
+def _summary(plan: Plan, search_id: str, name: str) -> SearchResult:
     roles = {
         role: {"good": sum(p.is_normal for p in pictures), "defective": sum(not p.is_normal for p in pictures)}
         for role, pictures in (
@@ -273,7 +144,7 @@ def _workers(request: SearchRequest, engine: EngineChoice) -> Workers:
     return Workers(1 if request.deterministic else cores)
 
 
-def _task(plan: _Plan, selection: Sequence[Picture], settings: Settings) -> TrialTask:
+def _task(plan: Plan, selection: Sequence[Picture], settings: Settings) -> TrialTask:
     request = plan.request
     limit = request.max_epochs or (_DETERMINISTIC_EPOCHS if request.deterministic else None)
     epochs = {
@@ -302,7 +173,7 @@ def _budget(request: SearchRequest, workers: Workers, spent: float) -> Budget:
     return Budget(request.trials, seconds, workers.count)
 
 
-def _open_study(plan: _Plan, name: str, settings: Settings) -> optuna.Study:
+def _open_study(plan: Plan, name: str, settings: Settings) -> optuna.Study:
     """A study whose first trials are the default of each algorithm, those that do not train before the others."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
@@ -322,7 +193,7 @@ def _open_study(plan: _Plan, name: str, settings: Settings) -> optuna.Study:
 
 
 def _carry_out(
-    plan: _Plan, summary: SearchResult, settings: Settings, database: Database, listener: SearchListener, started: float
+    plan: Plan, summary: SearchResult, settings: Settings, database: Database, listener: SearchListener, started: float
 ) -> SearchResult:
     request, search_id = plan.request, summary.search_id
     folder = settings.searches_dir / search_id
@@ -344,36 +215,61 @@ def _carry_out(
             interrupted = run_trials(searcher, task, workers, budget, list(plan.spaces), folder / "tune")
         finally:
             listener.end()
-    rows = database.trials(search_id)
-    update: dict[str, Any] = {"seconds": round(time.monotonic() - started, 1)}
-    best = best_trial(rows, plan.objective)
-    if interrupted:
-        update["status"] = "interrupted"
-    elif best is None:
-        reasons = sorted({f"{row.algorithm}: {row.reason}" for row in rows if row.reason})
-        raise NoTrialSucceededError("no trial succeeded; " + ("; ".join(reasons[:8]) or "the time was too short"))
-    else:
-        update["champion"] = finish_champion(
-            best,
-            task,
-            plan.roles,
-            plan.dataset,
-            name=summary.name,
-            search=search_id,
-            evidence=plan.roles.evidence,
-            rate=plan.rate,
-            models_dir=settings.models_dir,
-            default_config=load_spaces(["patchcore"])["patchcore"].defaults(),
-            threads=os.cpu_count() or 1,
-            say=listener.say,
-        )
-        update |= {"status": "complete", "seconds": round(time.monotonic() - started, 1)}
+    rows = rank_trials(database.trials(search_id), plan.objective)
+    notes = list(summary.notes)
+    champion = None
+    if not interrupted:
+        try:
+            champion = _champion(plan, task, rows, summary, settings, listener, notes)
+        except KeyboardInterrupt:
+            interrupted = True
+    update = {
+        "status": "interrupted" if interrupted else "complete",
+        "seconds": round(time.monotonic() - started, 1),
+        "notes": notes,
+        "champion": champion,
+    }
     result = summary.model_copy(update=update)
     database.update_search(search_id, status=result.status, summary=result.model_dump(mode="json"))
-    return result.model_copy(update={"leaderboard": rank_trials(rows, plan.objective)})
+    return result.model_copy(update={"leaderboard": rows})
 
 
-def _store_dataset(plan: _Plan, folder: Path) -> None:
+def _champion(
+    plan: Plan,
+    task: TrialTask,
+    rows: Sequence[TrialRow],
+    summary: SearchResult,
+    settings: Settings,
+    listener: SearchListener,
+    notes: list[str],
+) -> Champion:
+    """The best trial's finished model; a trial that cannot be refitted on more pictures makes way for the next."""
+    for row in rows:
+        if row.status != "complete":
+            break
+        try:
+            return finish_champion(
+                row,
+                task,
+                plan.roles,
+                plan.dataset,
+                name=summary.name,
+                search=summary.search_id,
+                evidence=plan.roles.evidence,
+                rate=plan.rate,
+                models_dir=settings.models_dir,
+                default_config=load_spaces(["patchcore"])["patchcore"].defaults(),
+                threads=os.cpu_count() or 1,
+                say=listener.say,
+            )
+        except (TrialError, MemoryError) as error:
+            notes.append(f"trial {row.trial} ({row.algorithm}) could not be refitted: {error}")
+            listener.say(notes[-1])
+    reasons = sorted({f"{row.algorithm}: {row.reason}" for row in rows if row.reason})
+    raise NoTrialSucceededError("no trial succeeded; " + ("; ".join(reasons[:8]) or "the time was too short"))
+
+
+def _store_dataset(plan: Plan, folder: Path) -> None:
     """Keep what was searched and which role each picture had."""
     pyarrow.parquet.write_table(plan.dataset.to_arrow(), folder / "dataset.parquet")
     (folder / "roles.json").write_text(json.dumps(plan.roles.role_of, indent=1, sort_keys=True))

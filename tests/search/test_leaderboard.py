@@ -1,7 +1,7 @@
 from typing import Any
 
 from autoad.schema import Metrics, TrialRow
-from autoad.search.leaderboard import best_trial, rank_trials
+from autoad.search.leaderboard import rank_trials
 
 
 def row(number: int, auroc: float | None = None, status: str = "complete", **fields: Any) -> TrialRow:
@@ -40,11 +40,3 @@ def test_another_objective_is_not_ranked_by_kind() -> None:
         ),
     ]
     assert [r.trial for r in rank_trials(rows, "aupro")] == [1, 0]
-
-
-def test_only_a_finished_trial_can_win() -> None:
-    assert best_trial([row(0, 0.9, "pruned"), row(1, status="failed")], "image_auroc") is None
-    assert best_trial([], "image_auroc") is None
-    best = best_trial([row(0, 0.9, "pruned"), row(1, 0.4)], "image_auroc")
-    assert best is not None
-    assert best.trial == 1

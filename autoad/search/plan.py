@@ -1,0 +1,153 @@
+"""What a search will do, checked before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from autoad.algorithms import ALGORITHMS, Precision, get_algorithm
+from autoad.data import Dataset, Roles, assign_roles, read_dataset
+from autoad.errors import CalibrationError, DatasetError, UnknownNameError, UsageError
+from autoad.evaluation import smallest_rate
+from autoad.features import EngineChoice, choose_engine, head_precision, reachable_backbones
+from autoad.schema import METRIC_NAMES, Objective
+from autoad.search.space import Space, load_spaces
+
+__all__ = ["DEFAULT_RATE", "DEFAULT_SECONDS", "Plan", "SearchRequest", "make_plan"]
+
+DEFAULT_SECONDS = 20 * 60.0
+DEFAULT_RATE = 0.05
+_PIXEL_OBJECTIVES = ("pixel_auroc", "aupro")
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchRequest:
+    """What to search.
+
+    Attributes:
+        data: folder or manifest.
+        algorithms: names; empty for all eight.
+        objective: metric on the selection role that ranks trials.
+        trials: how many; None for as many as the time allows.
+        seconds: for the whole search; None for no limit (then ``trials`` must be given).
+        seed: of the sampler and of every detector.
+        name: of the search and its model; empty for the dataset's name and the date.
+        space: file or folder of search spaces that override the packaged ones.
+        deterministic: one worker and no decision by the clock, so that the same call gives the same leaderboard.
+        max_epochs: lowers the search spaces' ceilings of epochs.
+        false_positive_rate: for the threshold; None for 5 %, or the smallest that the pictures allow.
+    """
+
+    data: Path
+    algorithms: tuple[str, ...] = ()
+    objective: str = "image_auroc"
+    trials: int | None = None
+    seconds: float | None = DEFAULT_SECONDS
+    seed: int = 0
+    name: str = ""
+    space: Path | None = None
+    deterministic: bool = False
+    max_epochs: int | None = None
+    false_positive_rate: float | None = None
+    engine: str = "auto"
+    precision: str = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A request, checked against the dataset and this machine."""
+
+    request: SearchRequest
+    objective: Objective
+    dataset: Dataset
+    roles: Roles
+    spaces: dict[str, Space]
+    engine: EngineChoice
+    precision: Precision
+    rate: float
+    notes: tuple[str, ...]
+
+
+def make_plan(request: SearchRequest) -> Plan:
+    """Check a request against the dataset and this machine; nothing is written.
+
+    Raises:
+        UsageError: the request, the dataset or the search space is wrong.
+    """
+    objective = next((name for name in METRIC_NAMES if name == request.objective), None)
+    if objective is None:
+        raise UnknownNameError("objective", request.objective, METRIC_NAMES)
+    algorithms = tuple(request.algorithms) or ALGORITHMS
+    for algorithm in algorithms:
+        get_algorithm(algorithm)
+    if request.trials is None and request.seconds is None:
+        raise UsageError("a search needs an end: give --trials or --time")
+    spaces = load_spaces(algorithms, request.space)
+    if request.name and (request.name != Path(request.name).name or request.name.startswith(".")):
+        raise UsageError(f"a name must be usable as a folder name but got {request.name!r}")
+    dataset = read_dataset(request.data)
+    roles = assign_roles(dataset)
+    notes = [f"skipped {skipped.path}: {skipped.reason}" for skipped in dataset.skipped]
+    rate = _false_positive_rate(request, roles, notes)
+    if objective in _PIXEL_OBJECTIVES:
+        mapless = [name for name in spaces if get_algorithm(name).kind == "classification"]
+        spaces = {name: space for name, space in spaces.items() if name not in mapless}
+        if mapless:
+            notes.append(f"{', '.join(mapless)}: left out, for they have no map and the objective is {objective}")
+        if roles.evidence == "labelled" and not any(picture.mask for picture in roles.selection):
+            raise DatasetError(f"the objective {objective} needs masks of defects and the selection pictures have none")
+    spaces = _reachable(spaces, notes)
+    if not spaces:
+        raise UsageError("nothing is left to search: " + "; ".join(notes))
+    engine = choose_engine(request.engine, request.precision)
+    return Plan(
+        request=request,
+        objective=objective,
+        dataset=dataset,
+        roles=roles,
+        spaces=spaces,
+        engine=engine,
+        precision="float32" if request.precision == "float32" else head_precision(engine),
+        rate=rate,
+        notes=tuple(notes),
+    )
+
+
+def _false_positive_rate(request: SearchRequest, roles: Roles, notes: list[str]) -> float:
+    smallest = smallest_rate(len(roles.calibration))
+    if request.false_positive_rate is not None:
+        if not 0 < request.false_positive_rate < 1:
+            raise UsageError(f"--false-positive-rate must lie between 0 and 1 but got {request.false_positive_rate}")
+        if request.false_positive_rate < smallest:
+            raise CalibrationError(
+                f"a false-positive rate of {request.false_positive_rate:g} cannot be guaranteed with "
+                f"{len(roles.calibration)} calibration pictures (the smallest is {smallest:.4g}); "
+                "add good pictures or ask for a larger rate"
+            )
+        return request.false_positive_rate
+    if smallest > DEFAULT_RATE:
+        notes.append(
+            f"with {len(roles.calibration)} calibration pictures the threshold can guarantee a false-positive rate "
+            f"of {smallest:.3f} at best; add good pictures for less"
+        )
+    return max(DEFAULT_RATE, smallest)
+
+
+def _reachable(spaces: dict[str, Space], notes: list[str]) -> dict[str, Space]:
+    """Drop backbones whose weights cannot be had, and algorithms that then have none."""
+    wanted = {name for space in spaces.values() for name in space.backbones()}
+    found = reachable_backbones(sorted(wanted))
+    missing = {name for name, weights in found.items() if isinstance(weights, str)}
+    if missing:
+        notes.append(
+            f"backbones without reachable weights are left out: {', '.join(sorted(missing))} "
+            "(put NAME.safetensors into the folder that AUTOAD_WEIGHTS_DIR names)"
+        )
+    left = {}
+    for name, space in spaces.items():
+        backbones = space.backbones()
+        if backbones and not backbones - missing:
+            notes.append(f"{name}: left out, for none of its backbones has reachable weights")
+        else:
+            left[name] = space.without_backbones(missing)
+    return left
