@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 def _seconds(text: str) -> float:
@@ -48,7 +48,7 @@ def search(
         Path | None, typer.Option(help="Search-space file or folder that overrides the packaged ones.")
     ] = None,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="One worker, no decision by the clock: repeats exactly.")
+        bool, typer.Option("--deterministic", help="One worker, no clock: repeats exactly. 16 trials, 5 epochs.")
     ] = False,
     max_epochs: Annotated[
         int | None, typer.Option(min=1, help="Lower the ceiling of epochs of all algorithms.")
@@ -64,7 +64,7 @@ def search(
     from autoad.console import ConsoleListener, out, print_result
     from autoad.search import DEFAULT_SECONDS, SearchRequest, run_search
 
-    default = DEFAULT_SECONDS if trials is None else None
+    default = DEFAULT_SECONDS if trials is None and not deterministic else None
     request = SearchRequest(
         data=data,
         algorithms=tuple(part.strip() for part in algorithms.split(",") if part.strip()),
@@ -187,7 +187,7 @@ def main() -> None:
     except AutoADError as error:
         from autoad.console import err
 
-        err.print(f"error: {error}", style="red", markup=False)
+        err.print(f"error: {error}", style="red")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -21,8 +21,8 @@ __all__ = ["ConsoleListener", "err", "leaderboard_table", "out", "print_result",
 
 _PIPE_WIDTH = 200
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -87,7 +87,7 @@ def print_result(result: SearchResult, *, top: int = 15) -> None:
     """A search's leaderboard and champion."""
     dataset = result.dataset
     counts = ", ".join(f"{count} {name}" for name, count in dataset.counts.items())
-    out.print(f"[bold]{result.name}[/bold]  {dataset.path} ({counts}), {_duration(result.seconds)}, {result.engine}")
+    out.print(f"{result.name}  {dataset.path} ({counts}), {_duration(result.seconds)}, {result.engine}")
     out.print(f"evidence: {result.evidence}; ranked by {result.objective} on {_roles(dataset.roles['selection'])}")
     for note in result.notes:
         out.print(f"note: {note}", style="yellow")
@@ -109,6 +109,8 @@ def print_result(result: SearchResult, *, top: int = 15) -> None:
         (f"champion ({champion.algorithm}, trial {champion.trial})", test),
         ("default PatchCore", default),
     ):
+        if metrics is None:
+            continue
         table.add_row(
             title,
             _interval(metrics.image_auroc, metrics.image_auroc_low, metrics.image_auroc_high),
@@ -125,11 +127,11 @@ def print_result(result: SearchResult, *, top: int = 15) -> None:
     realised = "" if test.false_positive_rate is None else f"; on the test pictures {test.false_positive_rate:.1%}"
     promised = f"at most {champion.false_positive_rate:.1%} of good pictures above"
     out.print(f"threshold {champion.threshold:.4g}: {promised}{realised}")
-    speed = champion.speed
-    out.print(
-        f"speed: {speed.latency_ms:.0f} ms a picture, {speed.pictures_per_second:.0f} pictures/s, "
-        f"{speed.peak_memory_mb:.0f} MB"
-    )
+    if (speed := champion.speed) is not None:
+        out.print(
+            f"speed: {speed.latency_ms:.0f} ms a picture, {speed.pictures_per_second:.0f} pictures/s, "
+            f"{speed.peak_memory_mb:.0f} MB"
+        )
     out.print(f"model: {champion.model}")
     out.print(f"score pictures with: autoad score {result.name} PICTURE...", style="bold")
 
@@ -203,7 +205,7 @@ class ConsoleListener:
                 self._best = row
             verdict = f"{self._objective} {value:.4f}" + (" (pruned)" if row.status == "pruned" else "")
         else:
-            self._failed += 1
+            self._failed += row.status == "failed"
             verdict = f"{row.status}: {row.reason}"
         err.print(f"trial {row.trial:3d}  {row.algorithm:20s}  {verdict}  ({row.seconds:.1f} s)")
         if self._live is None:

@@ -140,11 +140,11 @@ class Champion(_Record):
     config: dict[str, Any]
     validation: Metrics
     test: TestMetrics
-    default_patchcore: TestMetrics
+    default_patchcore: TestMetrics | None
     difference: Difference | None
     threshold: float
     false_positive_rate: float
-    speed: Speed
+    speed: Speed | None
     model: str
 
 

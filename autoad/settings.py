@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 __all__ = ["Settings", "get_settings"]
@@ -27,10 +27,16 @@ class Settings(BaseSettings):
     database_url: str = ""
     project: str = "default"
 
+    @field_validator("data_dir", "weights_dir")
+    @classmethod
+    def _absolute(cls, folder: Path | None) -> Path | None:
+        """Workers run in folders of their own, and a model's address must hold everywhere."""
+        return None if folder is None else folder.expanduser().absolute()
+
     @property
     def sqlalchemy_url(self) -> str:
         """Where the metadata lives."""
-        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'autoad.db'}"
+        return self.database_url or f"sqlite:///{self.data_dir / 'autoad.db'}"
 
     @property
     def features_dir(self) -> Path:

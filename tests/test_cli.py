@@ -145,6 +145,8 @@ def test_a_damaged_artifact_is_refused(
         (("--false-positive-rate", "0.001"), "cannot be guaranteed with"),
         (("--engine", "tpu"), "tpu"),
         (("--name", "../up"), "usable as a folder name"),
+        (("--name", "n" * 300), "usable as a folder name"),
+        (("--deterministic", "--time", "5m"), "give --trials instead of --time"),
     ],
 )
 def test_a_wrong_request_is_refused_before_anything_is_written(
@@ -166,6 +168,24 @@ def test_a_missing_folder_and_a_read_only_state_are_named(autoad: Run, demo: Pat
     assert done.returncode == 2
     assert "AUTOAD_DATA_DIR" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_name_with_brackets_and_one_shared_with_a_folder_are_found(
+    autoad: Run, searched: dict[str, Any], demo: Path, tmp_path: Path
+) -> None:
+    """Square brackets are no markup; a search's name wins over a folder that is no model."""
+    bad = sorted((demo / "test" / "stain").iterdir())[0]
+    paths = [tmp_path / "a" / "[x]" / "p.png", tmp_path / "b" / "[x]" / "p.png"]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        shutil.copy(bad, path)
+    done = autoad("score", "small", *paths, tmp_path / "[/gone].png", "--heatmaps", tmp_path / "maps")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "[/gone].png" in done.stderr
+    assert "[x]/p.png" in done.stdout
+    if searched["champion"]["test"]["pixel_auroc"] is not None:
+        assert len(list((tmp_path / "maps").iterdir())) == 2
 
 
 def test_a_taken_name_is_refused(autoad: Run, searched: dict[str, Any], demo: Path) -> None:

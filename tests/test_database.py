@@ -79,3 +79,15 @@ def test_a_data_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UsageError, match=f"below '{tmp_path}{os.sep}file.*AUTOAD_DATA_DIR"):
         Database(Settings(data_dir=tmp_path / "file" / "below"))
+
+
+@pytest.mark.parametrize("url", ["foo", "postgresql+nodriver://host/db", "sqlite:////nowhere/at/all.db"])
+def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path, url: str) -> None:
+    with pytest.raises(UsageError, match="AUTOAD_DATABASE_URL"):
+        Database(Settings(data_dir=tmp_path, database_url=url))
+
+
+def test_folders_are_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Settings(data_dir=Path("state"), weights_dir=Path("w")).features_dir == tmp_path / "state" / "features"
+    assert Settings(data_dir=Path("~/x")).data_dir == Path.home() / "x"

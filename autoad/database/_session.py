@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import alembic.command
+import alembic.util
 import sqlalchemy
+from alembic.config import Config
 from sqlalchemy import event, select
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -48,22 +51,24 @@ class Database:
             self._engine = sqlalchemy.create_engine(settings.sqlalchemy_url)
             event.listen(self._engine, "connect", _configure_sqlite)
             self._migrate()
-        except (OSError, sqlalchemy.exc.OperationalError) as error:
+        except (OSError, ImportError, sqlalchemy.exc.SQLAlchemyError, alembic.util.CommandError) as error:
+            if settings.database_url:
+                remedy = "set AUTOAD_DATABASE_URL to an SQLAlchemy address whose driver is installed"
+                where = "that AUTOAD_DATABASE_URL names"
+            else:
+                remedy = "set AUTOAD_DATA_DIR to a folder that can be written"
+                where = f"below {str(settings.data_dir)!r}"
             raise UsageError(
-                f"cannot open the database below {str(settings.data_dir)!r} ({error.__class__.__name__}: "
-                f"{str(error).splitlines()[0]}); set AUTOAD_DATA_DIR to a folder that can be written"
+                f"cannot open the database {where} ({type(error).__name__}: {str(error).splitlines()[0]}); {remedy}"
             ) from error
         self._sessions = sessionmaker(self._engine, expire_on_commit=False)
 
     def _migrate(self) -> None:
-        from alembic import command
-        from alembic.config import Config
-
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with self._engine.begin() as connection:
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            alembic.command.upgrade(config, "head")
 
     def close(self) -> None:
         """Close all connections."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from autoad.errors import ArtifactError
@@ -87,6 +87,7 @@ class Calibration(_Record):
         rate: false-positive rate that split-conformal calibration on ``pictures`` normal pictures guarantees.
         scale: spread of the calibration scores, the unit of the normalised score.
         pixel_threshold: the same for the map's largest value; None without a map.
+        pixel_scale: spread of the calibration maps' largest values; None without a map.
     """
 
     threshold: float
@@ -94,6 +95,7 @@ class Calibration(_Record):
     pictures: int
     scale: float
     pixel_threshold: float | None
+    pixel_scale: float | None
 
 
 class Provenance(_Record):
@@ -128,7 +130,7 @@ class Manifest(_Record):
 
     schema_version: int = SCHEMA_VERSION
     name: str
-    members: tuple[Member, ...]
+    members: tuple[Member, ...] = Field(min_length=1)
     combine: Literal["single"] = "single"
     tensors_sha256: str
     provenance: Provenance
@@ -138,15 +140,16 @@ class Manifest(_Record):
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash, finds the old bytes or the new ones."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def save_model(
@@ -216,7 +219,7 @@ def load_tensors(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     return tensors
 
 
-def _percent(value: float | None) -> str:
+def _three_digits(value: float | None) -> str:
     return "not computable" if value is None else f"{value:.3f}"
 
 
@@ -256,5 +259,5 @@ def model_card(manifest: Manifest) -> str:
         for title, metrics in rows:
             if metrics is not None:
                 cells = (metrics.image_auroc, metrics.pixel_auroc, metrics.aupro)
-                lines.append(f"| {title} | {' | '.join(_percent(cell) for cell in cells)} |")
+                lines.append(f"| {title} | {' | '.join(_three_digits(cell) for cell in cells)} |")
     return "\n".join(lines) + "\n"

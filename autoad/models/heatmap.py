@@ -30,9 +30,12 @@ def draw_heatmap(
         calibration: of the model that made the map.
     """
     height, width = image.shape[:2]
-    threshold = calibration.threshold if calibration.pixel_threshold is None else calibration.pixel_threshold
+    if calibration.pixel_threshold is None or calibration.pixel_scale is None:
+        raise ValueError("calibration must be that of a model with a map but got one without")
     resized = np.asarray(Image.fromarray(anomaly_map).resize((width, height), Image.Resampling.BILINEAR))
-    strength = 2 * np.clip(normalize_scores(resized, threshold, calibration.scale) - 0.5, 0, 0.5)
+    strength = 2 * np.clip(
+        normalize_scores(resized, calibration.pixel_threshold, calibration.pixel_scale) - 0.5, 0, 0.5
+    )
     positions = [0.0, 0.5, 1.0]
     colours = np.stack([np.interp(strength, positions, _COLOURS[:, channel]) for channel in range(3)], axis=-1)
     alpha = np.where(strength > 0, 0.35 + (_MAX_ALPHA - 0.35) * strength, 0.0)[..., None]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -15,7 +16,7 @@ import torch
 
 from autoad.algorithms import Detector, Inputs, Runtime, get_algorithm
 from autoad.data import decode_image, resize_image
-from autoad.errors import ArtifactError, UsageError
+from autoad.errors import ArtifactError, UnreadableImageError, UsageError
 from autoad.evaluation import conformal_threshold, find_regions, normalize_scores, score_scale
 from autoad.features import Engine, as_tensors, create_engine, find_weights
 from autoad.models.artifact import Calibration, Manifest, Member, load_tensors, read_manifest
@@ -132,6 +133,7 @@ class Model:
             pictures=threshold.n,
             scale=score_scale(scores),
             pixel_threshold=conformal_threshold(peaks, rate).value if len(peaks) else None,
+            pixel_scale=score_scale(peaks) if len(peaks) else None,
         )
         return self.with_manifest(self.manifest.model_copy(update={"calibration": calibration})), calibration
 
@@ -169,12 +171,30 @@ class Model:
     def _answers(
         self, pictures: Iterable[bytes]
     ) -> Iterator[tuple[tuple[int, int], tuple[float, npt.NDArray[np.float32] | None]]]:
-        """Original size and raw answer of each picture; the next chunk is decoded while one is computed."""
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            waiting: Iterator[npt.NDArray[np.uint8]] = iter(pool.map(decode_image, pictures))
-            while chunk := list(itertools.islice(waiting, _CHUNK)):
-                sizes = [(image.shape[0], image.shape[1]) for image in chunk]
-                yield from zip(sizes, self.predict(chunk), strict=True)
+        """Original size and raw answer of each picture; one chunk is decoded while the one before it is computed."""
+        left = iter(pictures)
+        pool = ThreadPoolExecutor(max_workers=2)
+        waiting: deque[Future[npt.NDArray[np.uint8]]] = deque()
+        failure: UnreadableImageError | None = None
+        try:
+            while failure is None:
+                waiting.extend(
+                    pool.submit(decode_image, data) for data in itertools.islice(left, 2 * _CHUNK - len(waiting))
+                )
+                chunk: list[npt.NDArray[np.uint8]] = []
+                while waiting and len(chunk) < _CHUNK and failure is None:
+                    try:
+                        chunk.append(waiting.popleft().result())
+                    except UnreadableImageError as error:
+                        failure = error
+                if chunk:
+                    sizes = [(image.shape[0], image.shape[1]) for image in chunk]
+                    yield from zip(sizes, self.predict(chunk), strict=True)
+                elif failure is None:
+                    return
+            raise failure
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _open_engine(folder: Path, member: Member, threads: int | None) -> Engine | None:

@@ -20,6 +20,7 @@ import torch
 import autoad
 from autoad.algorithms import Prediction, get_algorithm
 from autoad.data import Dataset, Picture, Roles, load_mask
+from autoad.errors import ArtifactError, TrialError
 from autoad.evaluation import (
     PixelIntervals,
     bootstrap_interval,
@@ -35,10 +36,14 @@ from autoad.models.speed import measure_speed
 from autoad.schema import Champion, Difference, Evidence, TestMetrics, TrialRow
 from autoad.search.trial import EVALUATION_SIZE, TrialTask, evaluation_maps, load_inputs
 
-__all__ = ["finish_champion", "fit_model"]
+__all__ = ["RefitError", "finish_champion", "fit_model"]
 
 _DEFAULT_PATCHCORE = "patchcore"
 _SPEED_PICTURES = 32
+
+
+class RefitError(TrialError):
+    """A trial that succeeded cannot be fitted again on the train and selection pictures together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +148,7 @@ def finish_champion(
     default_config: dict[str, Any],
     threads: int,
     say: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> Champion:
     """Refit, save, calibrate and test the best trial, beside the untuned default PatchCore.
 
@@ -161,6 +167,10 @@ def finish_champion(
         default_config: PatchCore's defaults.
         threads: CPU threads for refitting and scoring.
         say: told what happens.
+        note: told what should be kept with the result.
+
+    Raises:
+        RefitError: the trial's configuration does not work on these pictures.
     """
     provenance = Provenance(
         code_version=autoad.__version__,
@@ -175,31 +185,42 @@ def finish_champion(
     scratch = models_dir / f".{search}-{time.time_ns()}"
     try:
         say(f"refitting {row.algorithm} (trial {row.trial}) on {len(normals)} good pictures")
-        model = fit_model(scratch / "champion", name, row, task, normals, provenance, threads=threads)
+        try:
+            model = fit_model(scratch / "champion", name, row, task, normals, provenance, threads=threads)
+        except Exception as error:
+            raise RefitError(f"trial {row.trial} ({row.algorithm}) could not be refitted: {error}") from error
         model, calibrated = model.calibrate(calibration, rate)
         write_manifest(scratch / "champion", model.manifest)
         say(f"testing on {len(roles.test)} pictures that the search never saw")
         champion = _test(model, roles.test, task.seed)
-        default = champion
+        default: _Tested | None = champion
         if row.algorithm != _DEFAULT_PATCHCORE or row.config != json.loads(json.dumps(default_config)):
             say("testing the untuned default PatchCore beside it")
             default_row = TrialRow(trial=-1, algorithm=_DEFAULT_PATCHCORE, config=default_config, status="complete")
-            reference = fit_model(
-                scratch / "default", "default-patchcore", default_row, task, normals, provenance, threads=threads
-            )
-            default = _test(reference.calibrate(calibration, rate)[0], roles.test, task.seed)
+            try:
+                reference = fit_model(
+                    scratch / "default", "default-patchcore", default_row, task, normals, provenance, threads=threads
+                )
+                default = _test(reference.calibrate(calibration, rate)[0], roles.test, task.seed)
+            except (TrialError, MemoryError, RuntimeError) as error:
+                default = None
+                note(f"the default PatchCore could not be fitted to compare with: {error}")
         labels = np.array([not picture.is_normal for picture in roles.test])
         difference = None
-        if compared := paired_difference(champion.scores, default.scores, labels, seed=task.seed):
+        if default and (compared := paired_difference(champion.scores, default.scores, labels, seed=task.seed)):
             difference = Difference(image_auroc=compared[0], low=compared[1], high=compared[2])
         say("measuring its speed")
-        speed = measure_speed(
-            scratch / "champion", [picture.path for picture in roles.calibration][:_SPEED_PICTURES], threads=threads
-        )
+        speed = None
+        try:
+            speed = measure_speed(
+                scratch / "champion", [picture.path for picture in roles.calibration][:_SPEED_PICTURES], threads=threads
+            )
+        except ArtifactError as error:
+            note(str(error))
         metrics = ArtifactMetrics(
             validation=row.validation,
             test=champion.metrics,
-            default_patchcore=default.metrics,
+            default_patchcore=default.metrics if default else None,
             difference=difference,
             speed=speed,
         )
@@ -215,7 +236,7 @@ def finish_champion(
         config=row.config,
         validation=row.validation,
         test=champion.metrics,
-        default_patchcore=default.metrics,
+        default_patchcore=default.metrics if default else None,
         difference=difference,
         threshold=calibrated.threshold,
         false_positive_rate=calibrated.rate,

@@ -21,7 +21,7 @@ def rank_trials(rows: Sequence[TrialRow], objective: Objective) -> list[TrialRow
     """
     ranks: dict[int, float] = {}
     if objective == "image_auroc":
-        kinds = {row.trial: row.by_kind for row in rows if row.by_kind}
+        kinds = {row.trial: row.by_kind for row in rows if row.by_kind and row.status == "complete"}
         ranks = average_ranks(kinds) if kinds else {}
 
     def key(row: TrialRow) -> tuple[float, float, float, float, int]:

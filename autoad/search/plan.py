@@ -12,11 +12,23 @@ from autoad.evaluation import smallest_rate
 from autoad.features import EngineChoice, choose_engine, head_precision, reachable_backbones
 from autoad.schema import METRIC_NAMES, Objective
 from autoad.search.space import Space, load_spaces
+from autoad.settings import get_settings
 
-__all__ = ["DEFAULT_RATE", "DEFAULT_SECONDS", "Plan", "SearchRequest", "make_plan"]
+__all__ = [
+    "DEFAULT_RATE",
+    "DEFAULT_SECONDS",
+    "DETERMINISTIC_EPOCHS",
+    "DETERMINISTIC_TRIALS",
+    "Plan",
+    "SearchRequest",
+    "make_plan",
+]
 
 DEFAULT_SECONDS = 20 * 60.0
 DEFAULT_RATE = 0.05
+DETERMINISTIC_EPOCHS = 5
+DETERMINISTIC_TRIALS = 16
+_LONGEST_NAME = 200
 _PIXEL_OBJECTIVES = ("pixel_auroc", "aupro")
 
 
@@ -80,15 +92,21 @@ def make_plan(request: SearchRequest) -> Plan:
     algorithms = tuple(request.algorithms) or ALGORITHMS
     for algorithm in algorithms:
         get_algorithm(algorithm)
-    if request.trials is None and request.seconds is None:
+    if request.trials is None and request.seconds is None and not request.deterministic:
         raise UsageError("a search needs an end: give --trials or --time")
     spaces = load_spaces(algorithms, request.space)
-    if request.name and (request.name != Path(request.name).name or request.name.startswith(".")):
-        raise UsageError(f"a name must be usable as a folder name but got {request.name!r}")
+    if request.name:
+        _check_name(request.name)
+    if request.deterministic and request.seconds is not None:
+        raise UsageError("a deterministic search must not depend on the clock: give --trials instead of --time")
     dataset = read_dataset(request.data)
     roles = assign_roles(dataset)
     notes = [f"skipped {skipped.path}: {skipped.reason}" for skipped in dataset.skipped]
     rate = _false_positive_rate(request, roles, notes)
+    if request.deterministic and request.max_epochs is None:
+        notes.append(
+            f"deterministic: training ends after {DETERMINISTIC_EPOCHS} epochs; --max-epochs sets another ceiling"
+        )
     if objective in _PIXEL_OBJECTIVES:
         mapless = [name for name in spaces if get_algorithm(name).kind == "classification"]
         spaces = {name: space for name, space in spaces.items() if name not in mapless}
@@ -111,6 +129,17 @@ def make_plan(request: SearchRequest) -> Plan:
         rate=rate,
         notes=tuple(notes),
     )
+
+
+def _check_name(name: str) -> None:
+    """A name becomes a folder, so it must be usable as one and free."""
+    if name != Path(name).name or name.startswith(".") or len(name.encode()) > _LONGEST_NAME:
+        raise UsageError(
+            f"a name must be usable as a folder name of at most {_LONGEST_NAME} bytes but got {name[:80]!r}"
+        )
+    folder = get_settings().models_dir / name
+    if folder.exists():
+        raise UsageError(f"there is a model named {name!r} already ({folder}); choose another --name")
 
 
 def _false_positive_rate(request: SearchRequest, roles: Roles, notes: list[str]) -> float:

@@ -6,11 +6,12 @@ import dataclasses
 import json
 import os
 import secrets
+import shutil
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import optuna
 import pyarrow.parquet
@@ -18,15 +19,12 @@ import pyarrow.parquet
 from autoad.algorithms import get_algorithm
 from autoad.data import Picture, draw_defects
 from autoad.database import Database
-from autoad.errors import (
-    NoTrialSucceededError,
-    TrialError,
-)
+from autoad.errors import NoTrialSucceededError
 from autoad.features import EngineChoice
 from autoad.schema import Champion, DatasetSummary, SearchResult, TrialRow
-from autoad.search.champion import finish_champion
+from autoad.search.champion import RefitError, finish_champion
 from autoad.search.leaderboard import rank_trials
-from autoad.search.plan import Plan, SearchRequest, make_plan
+from autoad.search.plan import DETERMINISTIC_EPOCHS, DETERMINISTIC_TRIALS, Plan, SearchRequest, make_plan
 from autoad.search.space import load_spaces
 from autoad.search.trial import TrialTask
 from autoad.search.tuning import Budget, Listener, StudySearcher, Workers, local_ray, run_trials
@@ -34,8 +32,6 @@ from autoad.settings import Settings, get_settings
 
 __all__ = ["SearchListener", "load_result", "run_search"]
 
-_DETERMINISTIC_EPOCHS = 5
-_DETERMINISTIC_TRIALS = 16
 _TRIALS_SHARE = 0.82
 _TRIALS_PER_GPU = 4
 
@@ -146,7 +142,7 @@ def _workers(request: SearchRequest, engine: EngineChoice) -> Workers:
 
 def _task(plan: Plan, selection: Sequence[Picture], settings: Settings) -> TrialTask:
     request = plan.request
-    limit = request.max_epochs or (_DETERMINISTIC_EPOCHS if request.deterministic else None)
+    limit = request.max_epochs or (DETERMINISTIC_EPOCHS if request.deterministic else None)
     epochs = {
         name: min(space.epochs, limit) if limit else space.epochs
         for name, space in plan.spaces.items()
@@ -168,7 +164,7 @@ def _task(plan: Plan, selection: Sequence[Picture], settings: Settings) -> Trial
 
 def _budget(request: SearchRequest, workers: Workers, spent: float) -> Budget:
     if request.deterministic:
-        return Budget(request.trials or _DETERMINISTIC_TRIALS, None, workers.count)
+        return Budget(request.trials or DETERMINISTIC_TRIALS, None, workers.count)
     seconds = None if request.seconds is None else max(1.0, request.seconds * _TRIALS_SHARE - spent)
     return Budget(request.trials, seconds, workers.count)
 
@@ -209,12 +205,20 @@ def _carry_out(
     study = _open_study(plan, search_id, settings)
     with local_ray(workers):
         budget = _budget(request, workers, time.monotonic() - started)
-        searcher = StudySearcher(study, plan.spaces, budget, lambda row: database.write_trial(search_id, row), listener)
+        searcher = StudySearcher(
+            study,
+            plan.spaces,
+            budget,
+            lambda row: database.write_trial(search_id, row),
+            listener,
+            by_rank=task.synthetic,
+        )
         listener.begin(budget)
         try:
             interrupted = run_trials(searcher, task, workers, budget, list(plan.spaces), folder / "tune")
         finally:
             listener.end()
+    shutil.rmtree(folder / "tune", ignore_errors=True)
     rows = rank_trials(database.trials(search_id), plan.objective)
     notes = list(summary.notes)
     champion = None
@@ -223,14 +227,14 @@ def _carry_out(
             champion = _champion(plan, task, rows, summary, settings, listener, notes)
         except KeyboardInterrupt:
             interrupted = True
-    update = {
-        "status": "interrupted" if interrupted else "complete",
-        "seconds": round(time.monotonic() - started, 1),
-        "notes": notes,
-        "champion": champion,
-    }
-    result = summary.model_copy(update=update)
+    status: Literal["interrupted", "failed", "complete"]
+    status = "interrupted" if interrupted else "failed" if champion is None else "complete"
+    seconds = round(time.monotonic() - started, 1)
+    result = summary.model_copy(update={"status": status, "seconds": seconds, "notes": notes, "champion": champion})
     database.update_search(search_id, status=result.status, summary=result.model_dump(mode="json"))
+    if status == "failed":
+        reasons = sorted({f"{row.algorithm}: {row.reason}" for row in rows if row.reason})
+        raise NoTrialSucceededError("no trial succeeded; " + ("; ".join(reasons[:8]) or "the time was too short"))
     return result.model_copy(update={"leaderboard": rows})
 
 
@@ -242,8 +246,17 @@ def _champion(
     settings: Settings,
     listener: SearchListener,
     notes: list[str],
-) -> Champion:
-    """The best trial's finished model; a trial that cannot be refitted on more pictures makes way for the next."""
+) -> Champion | None:
+    """The best trial's finished model; a trial that cannot be fitted on more pictures makes way for the next.
+
+    Returns:
+        None if no trial was completed, or none could be fitted again.
+    """
+
+    def note(text: str) -> None:
+        notes.append(text)
+        listener.say(text)
+
     for row in rows:
         if row.status != "complete":
             break
@@ -261,15 +274,14 @@ def _champion(
                 default_config=load_spaces(["patchcore"])["patchcore"].defaults(),
                 threads=os.cpu_count() or 1,
                 say=listener.say,
+                note=note,
             )
-        except (TrialError, MemoryError) as error:
-            notes.append(f"trial {row.trial} ({row.algorithm}) could not be refitted: {error}")
-            listener.say(notes[-1])
-    reasons = sorted({f"{row.algorithm}: {row.reason}" for row in rows if row.reason})
-    raise NoTrialSucceededError("no trial succeeded; " + ("; ".join(reasons[:8]) or "the time was too short"))
+        except RefitError as error:
+            note(str(error))
+    return None
 
 
 def _store_dataset(plan: Plan, folder: Path) -> None:
     """Keep what was searched and which role each picture had."""
     pyarrow.parquet.write_table(plan.dataset.to_arrow(), folder / "dataset.parquet")
-    (folder / "roles.json").write_text(json.dumps(plan.roles.role_of, indent=1, sort_keys=True))
+    (folder / "roles.json").write_text(json.dumps(plan.roles.to_dict(), indent=1, sort_keys=True))

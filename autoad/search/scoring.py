@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,12 +28,14 @@ def find_model(name: str) -> Path:
         ArtifactError: the search has no champion.
     """
     folder = Path(name)
-    if folder.is_dir():
+    if (folder / "manifest.json").is_file():
         return folder
     database = Database()
     try:
         search = database.find_search(name)
     except UsageError as error:
+        if folder.is_dir():
+            return folder
         raise UsageError(f"{name!r} is neither the folder of a saved model nor a search: {error}") from error
     finally:
         database.close()
@@ -62,6 +65,7 @@ def score_pictures(
     folder = find_model(model_name)
     model = Model.load(folder)
     scored, unreadable = [], []
+    targets = _heatmap_files(pictures, heatmaps) if heatmaps is not None else {}
     for path in pictures:
         try:
             data = path.read_bytes()
@@ -73,8 +77,8 @@ def score_pictures(
             unreadable.append(f"{path}: {error}")
             continue
         heatmap = None
-        if heatmaps is not None and result.anomaly_map is not None:
-            heatmap = _write_heatmap(model, path, data, result.anomaly_map, heatmaps)
+        if path in targets and result.anomaly_map is not None:
+            heatmap = _write_heatmap(model, data, result.anomaly_map, targets[path])
         scored.append(
             ScoredPicture(
                 picture=str(path),
@@ -89,19 +93,28 @@ def score_pictures(
     return scored, unreadable
 
 
-def _write_heatmap(model: Model, picture: Path, data: bytes, anomaly_map: npt.NDArray[np.float32], folder: Path) -> str:
+def _heatmap_files(pictures: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """A file for each picture's heatmap, named after its folder and itself; numbered where that is not enough."""
+    files: dict[Path, Path] = {}
+    taken: Counter[str] = Counter()
+    for picture in dict.fromkeys(pictures):
+        name = f"{picture.absolute().parent.name}-{picture.name}".lstrip("-")
+        taken[name] += 1
+        files[picture] = folder / (f"{name}.png" if taken[name] == 1 else f"{name}.{taken[name]}.png")
+    return files
+
+
+def _write_heatmap(model: Model, data: bytes, anomaly_map: npt.NDArray[np.float32], target: Path) -> str:
     calibration = model.manifest.calibration
     if calibration is None:
         raise ArtifactError(f"the model {model.name!r} was never calibrated")
     buffer = io.BytesIO()
     draw_heatmap(decode_image(data), anomaly_map, calibration).save(buffer, "PNG")
-    # Two pictures of one name from different folders must not overwrite each other.
-    target = folder / f"{picture.parent.name}-{picture.stem}.png"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, buffer.getvalue())
     except OSError as error:
         raise UsageError(
-            f"cannot write heatmaps to {str(folder)!r} ({error.strerror}); choose another --heatmaps"
+            f"cannot write heatmaps to {str(target.parent)!r} ({error.strerror}); choose another --heatmaps"
         ) from error
     return str(target)

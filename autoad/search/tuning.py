@@ -145,6 +145,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         budget: when to stop proposing.
         commit: stores a row.
         listener: is told of trials that begin and end.
+        by_rank: whether the leaderboard is ordered by ranks over synthetic kinds rather than by the objective.
     """
 
     def __init__(
@@ -154,8 +155,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         budget: Budget,
         commit: Callable[[TrialRow], None],
         listener: Listener,
+        *,
+        by_rank: bool = False,
     ) -> None:
         super().__init__(metric="objective", mode="max")
+        self._by_rank = by_rank
         self._study = study
         self._spaces = spaces
         self._budget = budget
@@ -185,8 +189,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             "algorithm": algorithm,
             "config": config,
             "seconds": self._budget.share(),
-            # A trial below the fifth best of those that have finished cannot end among the first five.
-            "exact_above": best[4] if len(best) >= 5 else float("-inf"),
+            # A trial below the fifth best of those that have finished cannot end among the first five; where ranks
+            # over synthetic kinds decide, it can.
+            "exact_above": best[4] if len(best) >= 5 and not self._by_rank else float("-inf"),
         }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -293,6 +298,12 @@ class AlgorithmLadders(FIFOScheduler):  # type: ignore[misc]
         if ladder is None or result.get("final"):
             return str(TrialScheduler.CONTINUE)
         return str(ladder.on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Let what a finished trial reached count at its rung."""
+        ladder = self._ladders.get(trial.config["algorithm"])
+        if ladder is not None and not result.get("failure"):
+            ladder.on_trial_complete(tune_controller, trial, result)
 
 
 class _Stop(tune.Stopper):  # type: ignore[misc]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def test_the_threshold_keeps_its_promise_on_the_calibration_pictures(
 ) -> None:
     from autoad.data import read_dataset
 
-    roles = json.loads((state / "searches" / searched["search_id"] / "roles.json").read_text())
+    roles = json.loads((state / "searches" / searched["search_id"] / "roles.json").read_text())["role_of"]
     data = [p.read() for p in read_dataset(demo).pictures if roles[p.sha256] == "calibration"]
     calibration = read_manifest(folder).calibration
     assert calibration is not None
@@ -92,6 +92,7 @@ def edit(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
     [
         (edit(lambda m: m.update(schema_version=99)), "schema version 99 but this autoad reads up to 1"),
         (edit(lambda m: m.pop("members")), "at members"),
+        (edit(lambda m: m.update(members=[])), "at members"),
         (edit(lambda m: m["members"][0]["config"].update(temperature=3)), "does not fit"),
         (edit(lambda m: m["members"][0].update(device="cuda")), "evaluated on a GPU"),
         (edit(lambda m: m["members"][0].update(algorithm="patchcor")), "patchcor"),
@@ -147,12 +148,38 @@ def test_a_heatmap_colours_only_what_lies_above_the_threshold() -> None:
     image = np.full((40, 60, 3), 100, dtype=np.uint8)
     anomaly_map = np.zeros((20, 30), dtype=np.float32)
     anomaly_map[:10] = 5.0
-    calibration = Calibration(threshold=1.0, rate=0.05, pictures=20, scale=1.0, pixel_threshold=2.0)
+    calibration = Calibration(threshold=1.0, rate=0.05, pictures=20, scale=9.0, pixel_threshold=2.0, pixel_scale=0.1)
     drawn = np.asarray(draw_heatmap(image, anomaly_map, calibration))
     assert drawn.shape == image.shape
     np.testing.assert_array_equal(drawn[25:], image[25:])
     top = drawn[:15].reshape(-1, 3).astype(int)
     assert (top[:, 0] > top[:, 2] + 40).all(), "red outweighs blue"
+    assert (top[:, 1] < top[:, 0] - 50).all(), "far above the threshold it is red, not yellow"
+
+
+def test_pictures_are_read_only_a_few_ahead_and_those_before_a_bad_one_are_scored(
+    model: Model, pictures: list[bytes]
+) -> None:
+    read = 0
+
+    def count() -> Iterator[bytes]:
+        nonlocal read
+        for data in pictures * 8:
+            read += 1
+            yield data
+
+    next(iter(model.score_many(count())))
+    assert read < 20 < len(pictures) * 8
+    answers = model.score_many([*pictures[:3], b"no picture", pictures[3]])
+    assert [next(answers).score for _ in range(3)] == [model.score(data).score for data in pictures[:3]]
+    with pytest.raises(UnreadableImageError):
+        next(answers)
+
+
+def test_files_get_the_usual_permissions(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    for path in folder.iterdir():
+        assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_pictures_of_any_size_and_mode_are_scored(model: Model, tmp_path: Path) -> None:

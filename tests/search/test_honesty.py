@@ -73,7 +73,7 @@ def test_permuting_the_test_labels_changes_nothing_but_the_test_figures(three: l
 
 
 def test_no_test_picture_reaches_the_trials(three: list[dict[str, Any]], state: Path) -> None:
-    roles = json.loads((state / "searches" / three[0]["search_id"] / "roles.json").read_text())
+    roles = json.loads((state / "searches" / three[0]["search_id"] / "roles.json").read_text())["role_of"]
     assert set(roles.values()) == {"train", "selection", "calibration", "test"}
     assert (
         sum(role == "test" for role in roles.values())
