@@ -183,7 +183,7 @@ def test_a_name_with_brackets_and_one_shared_with_a_folder_are_found(
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "[/gone].png" in done.stderr
-    assert "[x]/p.png" in done.stdout
+    assert "[x]" in done.stdout
     if searched["champion"]["test"]["pixel_auroc"] is not None:
         assert len(list((tmp_path / "maps").iterdir())) == 2
 
