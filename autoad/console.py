@@ -54,7 +54,7 @@ def leaderboard_table(rows: Sequence[TrialRow], top: int | None = None) -> Table
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("", "trial", "algorithm", "image AUROC", "pixel AUROC", "AUPRO", "ms", "s", "epochs", "config"):
         text = title in {"algorithm", "config"}
-        width = {"algorithm": 20, "": 3}.get(title, max(5, len(title)))
+        width = {"algorithm": 20, "epochs": 9, "": 3}.get(title, max(5, len(title)))
         table.add_column(title, justify="left" if text else "right", no_wrap=True, min_width=width)
     for place, row in enumerate(rows[:top], start=1):
         epochs = "" if row.epochs_done is None else f"{row.epochs_done}{' (time)' if row.budget_limited else ''}"

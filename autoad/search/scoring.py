@@ -98,7 +98,7 @@ def _heatmap_files(pictures: Sequence[Path], folder: Path) -> dict[Path, Path]:
     files: dict[Path, Path] = {}
     taken: Counter[str] = Counter()
     for picture in dict.fromkeys(pictures):
-        name = f"{picture.absolute().parent.name}-{picture.name}".lstrip("-")
+        name = f"{picture.absolute().parent.name}-{picture.stem}".lstrip("-")
         taken[name] += 1
         files[picture] = folder / (f"{name}.png" if taken[name] == 1 else f"{name}.{taken[name]}.png")
     return files
