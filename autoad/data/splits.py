@@ -34,11 +34,11 @@ from typing import Any, Literal, get_args
 from autoad.data._picture import Picture
 from autoad.data.dataset import Dataset
 from autoad.errors import DatasetError
+from autoad.schema import Evidence
 
 __all__ = ["Role", "Roles", "assign_roles"]
 
 Role = Literal["train", "selection", "calibration", "test"]
-Evidence = Literal["labelled", "synthetic"]
 
 _FEWEST_LEARNT = 4
 _CALIBRATED_FOR = 19  # 1 / (19 + 1) = 5 % false positives

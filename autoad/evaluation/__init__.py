@@ -11,11 +11,10 @@ from autoad.evaluation.intervals import (
 from autoad.evaluation.metrics import ImageMetrics, PixelMetrics, image_metrics
 from autoad.evaluation.pixels import pixel_metrics
 from autoad.evaluation.regions import find_regions
-from autoad.evaluation.summary import average_ranks, by_defect, compute_metrics, known_pixels, rank_objective
+from autoad.evaluation.summary import average_ranks, by_defect, compute_metrics, known_pixels
 from autoad.evaluation.thresholds import (
     Threshold,
     conformal_threshold,
-    f1_max_threshold,
     normalize_scores,
     score_scale,
     smallest_rate,
@@ -34,14 +33,12 @@ __all__ = [
     "by_defect",
     "compute_metrics",
     "conformal_threshold",
-    "f1_max_threshold",
     "find_regions",
     "image_metrics",
     "known_pixels",
     "normalize_scores",
     "paired_difference",
     "pixel_metrics",
-    "rank_objective",
     "score_scale",
     "smallest_rate",
 ]

@@ -10,11 +10,11 @@ import numpy.typing as npt
 from scipy import stats
 
 from autoad.data import GOOD
-from autoad.evaluation.metrics import ImageMetrics, image_metrics
+from autoad.evaluation.metrics import image_metrics
 from autoad.evaluation.pixels import pixel_metrics
 from autoad.schema import Metrics
 
-__all__ = ["average_ranks", "by_defect", "compute_metrics", "known_pixels", "rank_objective"]
+__all__ = ["average_ranks", "by_defect", "compute_metrics", "known_pixels"]
 
 _Trial = TypeVar("_Trial", int, str)
 
@@ -111,15 +111,6 @@ def by_defect(
             exact=exact,
         )
     return result
-
-
-def rank_objective(metrics_by_kind: Mapping[str, ImageMetrics | Metrics]) -> float | None:
-    """What a trial is worth on synthetic defects: its mean image AUROC over their kinds.
-
-    Each kind counts the same, however many pictures it has. None when it was computable for no kind.
-    """
-    values = [metrics.image_auroc for metrics in metrics_by_kind.values() if metrics.image_auroc is not None]
-    return sum(values) / len(values) if values else None
 
 
 def average_ranks(values: Mapping[_Trial, Mapping[str, float | None]]) -> dict[_Trial, float]:

@@ -13,9 +13,8 @@ import numpy.typing as npt
 
 from autoad.errors import CalibrationError
 from autoad.evaluation._checks import as_scores
-from autoad.evaluation.metrics import count_cuts
 
-__all__ = ["Threshold", "conformal_threshold", "f1_max_threshold", "normalize_scores", "score_scale", "smallest_rate"]
+__all__ = ["Threshold", "conformal_threshold", "normalize_scores", "score_scale", "smallest_rate"]
 
 _ROUNDING = 1e-9
 
@@ -68,29 +67,6 @@ def conformal_threshold(calibration_scores: npt.ArrayLike, rate: float) -> Thres
             f"guarantee {smallest_rate(n):.3g}; add normal pictures or ask for a larger rate"
         )
     return Threshold(float(scores[n - exceeding]), rate, n)
-
-
-def f1_max_threshold(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """The threshold with the best F1, halfway down to the next lower score; the highest one on ties.
-
-    Args:
-        scores: ``[N]``, higher is more anomalous.
-        labels: ``[N]`` bool, True is anomalous.
-
-    Raises:
-        CalibrationError: there are not both normal and anomalous pictures.
-        ValueError: scores are not finite, or labels do not belong to them.
-    """
-    cuts = count_cuts(scores, labels)
-    if cuts is None:
-        raise CalibrationError("the threshold of the best F1 needs normal and anomalous pictures but got only one kind")
-    best = int(np.argmax(cuts.f1))
-    value = float(cuts.values[best])
-    if best + 1 == len(cuts.values):
-        return math.nextafter(value, -math.inf)
-    lower = float(cuts.values[best + 1])
-    middle = lower + (value - lower) / 2
-    return middle if middle < value else lower
 
 
 def score_scale(calibration_scores: npt.ArrayLike) -> float:

@@ -5,13 +5,11 @@ import pytest
 
 from autoad import evaluation
 from autoad.evaluation import (
-    ImageMetrics,
     average_ranks,
     by_defect,
     compute_metrics,
     image_metrics,
     pixel_metrics,
-    rank_objective,
 )
 from autoad.schema import Metrics
 
@@ -50,12 +48,6 @@ def test_without_maps_masks_normals_or_defects(draw_maps):
     assert compute_metrics(scores, labels, maps, masks).aupro is not None
     with pytest.raises(ValueError, match=r"labels_by_name must have the shape \[4\]"):
         by_defect(scores, ["good"] * 3)
-
-
-def test_objective_is_the_mean_over_kinds():
-    kinds = {"cutpaste": ImageMetrics(image_auroc=0.5), "perlin": Metrics(image_auroc=1.0), "scratch": ImageMetrics()}
-    assert rank_objective(kinds) == 0.75
-    assert rank_objective({"scratch": ImageMetrics()}) is None
 
 
 def test_ranks_are_averaged_over_kinds():

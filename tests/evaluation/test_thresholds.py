@@ -10,8 +10,6 @@ from autoad.errors import CalibrationError
 from autoad.evaluation import (
     Threshold,
     conformal_threshold,
-    f1_max_threshold,
-    image_metrics,
     normalize_scores,
     score_scale,
     smallest_rate,
@@ -74,27 +72,6 @@ def test_refuses_scores_that_are_not_finite():
         conformal_threshold(np.array([0.0, np.nan]), 0.5)
     with pytest.raises(ValueError, match="calibration_scores must be finite"):
         score_scale(np.array([np.inf]))
-
-
-@settings(deadline=None)
-@given(
-    st.integers(2, 40)
-    .flatmap(lambda n: st.tuples(hnp.arrays(np.float64, n, elements=st.integers(0, 9)), hnp.arrays(bool, n)))
-    .filter(lambda drawn: drawn[1].any() and not drawn[1].all())
-)
-def test_f1_max_threshold_reaches_the_best_f1(drawn):
-    scores, labels = drawn
-    called = scores > f1_max_threshold(scores, labels)
-    f1 = 2 * np.sum(called & labels) / (np.sum(called) + np.sum(labels))
-    assert f1 == pytest.approx(image_metrics(scores, labels).image_f1_max, abs=1e-12)
-
-
-def test_f1_max_threshold_lies_between_scores_and_needs_both_kinds():
-    assert f1_max_threshold(np.array([0.0, 1.0, 3.0]), np.array([False, False, True])) == 2.0
-    close = np.array([1.0, np.nextafter(1.0, 2.0)])
-    assert close[0] <= f1_max_threshold(close, np.array([False, True])) < close[1]
-    with pytest.raises(CalibrationError, match="needs normal and anomalous pictures"):
-        f1_max_threshold(np.arange(3.0), np.zeros(3, dtype=bool))
 
 
 @settings(deadline=None)
