@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 from autoad.algorithms._maps import gaussian_blur, upsample
 
@@ -21,9 +21,9 @@ def test_no_sigma_no_blur() -> None:
     assert gaussian_blur(maps, 0) is maps
 
 
-def test_upsampling_keeps_constants_and_order() -> None:
-    ramp = torch.linspace(0, 1, 8).expand(1, 4, 8)
-    large = upsample(ramp, (33, 65))
-    assert large.shape == (1, 33, 65)
-    assert bool((large.diff(dim=2) >= -1e-6).all())
-    assert torch.equal(upsample(torch.full((1, 3, 3), 2.0), (10, 10)), torch.full((1, 10, 10), 2.0))
+def test_upsampling_interpolates_between_pixel_centres() -> None:
+    maps = np.random.default_rng(1).random((2, 5, 7))
+    rows, columns = ((np.arange(new) + 0.5) * old / new - 0.5 for new, old in ((33, 5), (65, 7)))
+    grid = np.meshgrid(rows, columns, indexing="ij")
+    expected = np.stack([map_coordinates(one, grid, order=1, mode="nearest") for one in maps])
+    np.testing.assert_allclose(upsample(torch.from_numpy(maps), (33, 65)).numpy(), expected, atol=1e-12)
