@@ -159,6 +159,37 @@ def test_a_wrong_request_is_refused_before_anything_is_written(
     assert not (tmp_path / "state").exists()
 
 
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ("resnt18", "Did you mean 'resnet18'"),
+        ("resnet18", "resnet18"),
+        ("vit_tiny_patch16_224", "vit_tiny_patch16_224"),
+    ],
+)
+def test_a_backbone_that_cannot_be_is_refused_by_name(
+    autoad: Run, demo: Path, tmp_path: Path, backbone: str, message: str
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(f"algorithm: padim\nparameters:\n  backbone: {{value: {backbone}}}\n")
+    done = autoad(
+        *("search", "--data", demo, "--space", space, "--algorithms", "padim"),
+        AUTOAD_DATA_DIR=str(tmp_path / "state"),
+        HF_HUB_OFFLINE="1",
+        HF_HOME=str(tmp_path / "hub"),
+    )
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_an_objective_that_needs_a_map_refuses_algorithms_without(autoad: Run, demo: Path) -> None:
+    done = autoad("search", "--data", demo, "--objective", "aupro", "--algorithms", "dfkde,ganomaly")
+    assert done.returncode == 2
+    assert "needs a map" in done.stderr
+
+
 def test_a_missing_folder_and_a_read_only_state_are_named(autoad: Run, demo: Path, tmp_path: Path) -> None:
     done = autoad("search", "--data", tmp_path / "absent")
     assert done.returncode == 2

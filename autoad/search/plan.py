@@ -7,9 +7,9 @@ from pathlib import Path
 
 from autoad.algorithms import ALGORITHMS, Precision, get_algorithm
 from autoad.data import Dataset, Roles, assign_roles, read_dataset
-from autoad.errors import CalibrationError, DatasetError, UnknownNameError, UsageError
+from autoad.errors import CalibrationError, DatasetError, UnknownNameError, UsageError, WeightsError
 from autoad.evaluation import smallest_rate
-from autoad.features import EngineChoice, choose_engine, head_precision, reachable_backbones
+from autoad.features import EngineChoice, backbone_stages, choose_engine, head_precision, reachable_backbones
 from autoad.schema import METRIC_NAMES, Objective
 from autoad.search.space import Space, load_spaces
 from autoad.settings import get_settings
@@ -110,13 +110,13 @@ def make_plan(request: SearchRequest) -> Plan:
     if objective in _PIXEL_OBJECTIVES:
         mapless = [name for name in spaces if get_algorithm(name).kind == "classification"]
         spaces = {name: space for name, space in spaces.items() if name not in mapless}
+        if not spaces:
+            raise UsageError(f"the objective {objective} needs a map and {', '.join(mapless)} give none")
         if mapless:
             notes.append(f"{', '.join(mapless)}: left out, for they have no map and the objective is {objective}")
         if roles.evidence == "labelled" and not any(picture.mask for picture in roles.selection):
             raise DatasetError(f"the objective {objective} needs masks of defects and the selection pictures have none")
     spaces = _reachable(spaces, notes)
-    if not spaces:
-        raise UsageError("nothing is left to search: " + "; ".join(notes))
     engine = choose_engine(request.engine, request.precision)
     return Plan(
         request=request,
@@ -165,6 +165,8 @@ def _false_positive_rate(request: SearchRequest, roles: Roles, notes: list[str])
 def _reachable(spaces: dict[str, Space], notes: list[str]) -> dict[str, Space]:
     """Drop backbones whose weights cannot be had, and algorithms that then have none."""
     wanted = {name for space in spaces.values() for name in space.backbones()}
+    for name in wanted:
+        backbone_stages(name)  # refuses what timm does not know, by name
     found = reachable_backbones(sorted(wanted))
     missing = {name for name, weights in found.items() if isinstance(weights, str)}
     if missing:
@@ -179,4 +181,7 @@ def _reachable(spaces: dict[str, Space], notes: list[str]) -> dict[str, Space]:
             notes.append(f"{name}: left out, for none of its backbones has reachable weights")
         else:
             left[name] = space.without_backbones(missing)
+    if not left:
+        reasons = "; ".join(str(found[name]) for name in sorted(missing))
+        raise WeightsError(f"nothing is left to search, for no backbone's weights can be reached: {reasons}")
     return left
