@@ -195,6 +195,9 @@ class ConsoleListener:
         """A trial begins."""
         self._running[row.trial] = row.algorithm
 
+    def reported(self, row: TrialRow) -> None:
+        """A trial was evaluated on its way."""
+
     def finished(self, row: TrialRow) -> None:
         """A trial has ended."""
         self._running.pop(row.trial, None)

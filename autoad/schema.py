@@ -17,6 +17,7 @@ __all__ = [
     "Evidence",
     "Metrics",
     "Objective",
+    "Origin",
     "Region",
     "ScoredPicture",
     "SearchResult",
@@ -28,6 +29,7 @@ __all__ = [
 
 Evidence = Literal["labelled", "synthetic"]
 Objective = Literal["image_auroc", "image_aupr", "image_f1_max", "pixel_auroc", "aupro"]
+Origin = Literal["default", "warm", "sampler"]
 TrialStatus = Literal["running", "complete", "pruned", "failed", "stopped"]
 METRIC_NAMES: tuple[Objective, ...] = ("image_auroc", "image_aupr", "image_f1_max", "pixel_auroc", "aupro")
 
@@ -106,6 +108,15 @@ class TrialRow(_Record):
         epochs_done: epochs trained, for algorithms that train.
         budget_limited: whether the trial's share of the time ended before the ceiling of epochs.
         exact: whether pixel metrics are exact rather than from a histogram.
+        variants: how many settings of post-fit hyperparameters were compared on the one fit; ``config`` has the best.
+        peak_memory_mb: most memory that the trial took, beyond what its worker held before.
+        model_mb: size of what was learnt.
+        predicted_seconds: what the cost model had expected of ``seconds``; None before it could tell.
+        attempts: how often it was begun; more than one after its worker was lost or ran out of memory.
+        node: name of the machine that ran it.
+        started_after: when it began, in seconds of the search's own time (interruptions not counted).
+        ended_after: when it ended.
+        origin: who proposed it: ``default``, ``warm`` (an earlier search) or ``sampler``.
     """
 
     trial: int
@@ -120,6 +131,15 @@ class TrialRow(_Record):
     epochs_done: int | None = None
     budget_limited: bool = False
     exact: bool = False
+    variants: int = 1
+    peak_memory_mb: float | None = None
+    model_mb: float | None = None
+    predicted_seconds: float | None = None
+    attempts: int = 1
+    node: str | None = None
+    started_after: float | None = None
+    ended_after: float | None = None
+    origin: Origin = "sampler"
 
 
 class Champion(_Record):

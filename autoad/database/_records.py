@@ -19,14 +19,15 @@ def utc_now() -> datetime.datetime:
 class Base(DeclarativeBase):
     """Base of the tables."""
 
-    type_annotation_map = {dict[str, Any]: JSON, datetime.datetime: DateTime(timezone=True)}  # noqa: RUF012
+    type_annotation_map = {dict[str, Any]: JSON, list[float]: JSON, datetime.datetime: DateTime(timezone=True)}  # noqa: RUF012
 
 
 class Search(Base):
     """A search.
 
     ``request`` is what was asked for, ``summary`` the :class:`autoad.schema.SearchResult` without its leaderboard, as
-    far as it is known.
+    far as it is known. While a process carries the search out, it is the ``owner`` and renews ``heartbeat``.
+    ``spent`` is the search's own time in seconds so far, ``fingerprint`` what its pictures look like to a backbone.
     """
 
     __tablename__ = "searches"
@@ -39,6 +40,10 @@ class Search(Base):
     dataset_hash: Mapped[str]
     request: Mapped[dict[str, Any]]
     summary: Mapped[dict[str, Any]]
+    owner: Mapped[str | None]
+    heartbeat: Mapped[datetime.datetime | None]
+    spent: Mapped[float] = mapped_column(default=0.0)
+    fingerprint: Mapped[list[float] | None]
     created: Mapped[datetime.datetime] = mapped_column(default=utc_now)
     finished: Mapped[datetime.datetime | None]
 

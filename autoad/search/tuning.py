@@ -43,6 +43,9 @@ class Listener(Protocol):
     def started(self, row: TrialRow) -> None:
         """A trial begins."""
 
+    def reported(self, row: TrialRow) -> None:
+        """A trial that trains was evaluated on its way; the row says where it stands."""
+
     def finished(self, row: TrialRow) -> None:
         """A trial has ended, in whatever way."""
 

@@ -18,6 +18,9 @@ class Heard:
     def started(self, row: TrialRow) -> None:
         self.events.append(("started", row.trial))
 
+    def reported(self, row: TrialRow) -> None:
+        self.events.append(("reported", row.trial))
+
     def finished(self, row: TrialRow) -> None:
         self.events.append((row.status, row.trial))
 
