@@ -23,11 +23,12 @@ from autoad.errors import NoTrialSucceededError
 from autoad.features import EngineChoice
 from autoad.schema import Champion, DatasetSummary, SearchResult, TrialRow
 from autoad.search.champion import RefitError, finish_champion
+from autoad.search.cluster import Workers, local_ray
 from autoad.search.leaderboard import rank_trials
 from autoad.search.plan import DETERMINISTIC_EPOCHS, DETERMINISTIC_TRIALS, Plan, SearchRequest, make_plan
 from autoad.search.space import load_spaces
 from autoad.search.trial import TrialTask
-from autoad.search.tuning import Budget, Listener, StudySearcher, Workers, local_ray, run_trials
+from autoad.search.tuning import Budget, Listener, StudySearcher, run_trials
 from autoad.settings import Settings, get_settings
 
 __all__ = ["SearchListener", "load_result", "run_search"]

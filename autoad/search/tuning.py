@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 import optuna
-import ray
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from autoad.algorithms import get_algorithm
 from autoad.schema import TrialRow
+from autoad.search.cluster import Workers
 from autoad.search.space import Space, suggest_config
 from autoad.search.trial import TrialReport, TrialTask, TrialWorker
 
-__all__ = ["Budget", "Listener", "StudySearcher", "Workers", "local_ray", "run_trials"]
+__all__ = ["Budget", "Listener", "StudySearcher", "run_trials"]
 
 _LADDER_START, _LADDER_FACTOR, _LADDER_END = 3, 3, 10_000
 _TRIAL_SHARE = 0.06
@@ -48,14 +45,6 @@ class Listener(Protocol):
 
     def finished(self, row: TrialRow) -> None:
         """A trial has ended, in whatever way."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Workers:
-    """How many trials run at once, and what each may use."""
-
-    count: int
-    gpus_each: float = 0.0
 
 
 @dataclasses.dataclass
@@ -322,28 +311,6 @@ class _Stop(tune.Stopper):  # type: ignore[misc]
     def stop_all(self) -> bool:
         overrun = self._budget.seconds is not None and self._budget.elapsed > self._budget.seconds
         return self.interrupted or overrun
-
-
-@contextmanager
-def local_ray(workers: Workers) -> Iterator[None]:
-    """A Ray instance of our own that listens on loopback only, and leaves nothing behind."""
-    # A Unix socket's path must stay below 108 characters, so this cannot lie in the data folder.
-    folder = tempfile.mkdtemp(prefix="autoad-ray-")
-    try:
-        ray.init(
-            address="local",
-            num_cpus=workers.count,
-            num_gpus=None if workers.gpus_each else 0,
-            object_store_memory=200 * 2**20,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=folder,
-        )
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_trials(
