@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
@@ -23,8 +24,8 @@ class Workers:
 
 
 @contextmanager
-def local_ray(workers: Workers) -> Iterator[None]:
-    """A Ray instance of our own that listens on loopback only, and leaves nothing behind."""
+def local_ray(workers: Workers) -> Iterator[Path]:
+    """A Ray instance of our own that listens on loopback only and leaves nothing behind; yields its folder."""
     # A Unix socket's path must stay below 108 characters, so this cannot lie in the data folder.
     folder = tempfile.mkdtemp(prefix="autoad-ray-")
     try:
@@ -38,7 +39,7 @@ def local_ray(workers: Workers) -> Iterator[None]:
             logging_level=logging.ERROR,
             _temp_dir=folder,
         )
-        yield
+        yield Path(folder)
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
