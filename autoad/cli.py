@@ -58,6 +58,7 @@ def search(
     ] = None,
     engine: Annotated[str, typer.Option(help="What runs the backbone: auto, openvino, torch or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of the backbone: auto, float32 or bfloat16.")] = "auto",
+    address: Annotated[str, typer.Option(help="HOST:PORT of a running Ray cluster that this machine belongs to.")] = "",
     as_json: Json = False,
 ) -> None:
     """Search algorithms and hyperparameters for a dataset; refit, calibrate and test the best."""
@@ -79,6 +80,7 @@ def search(
         false_positive_rate=false_positive_rate,
         engine=engine,
         precision=precision,
+        address=address,
     )
     result = run_search(request, ConsoleListener(objective))
     if as_json:

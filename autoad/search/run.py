@@ -9,7 +9,8 @@ import secrets
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,10 +21,9 @@ from autoad.algorithms import get_algorithm
 from autoad.data import Picture, draw_defects
 from autoad.database import Database
 from autoad.errors import NoTrialSucceededError
-from autoad.features import EngineChoice
 from autoad.schema import Champion, DatasetSummary, SearchResult, TrialRow
 from autoad.search.champion import RefitError, finish_champion
-from autoad.search.cluster import Workers, local_ray
+from autoad.search.cluster import LocalWorkers, Workers, check_reachable, join_ray, local_ray, offer_files
 from autoad.search.leaderboard import rank_trials
 from autoad.search.plan import DETERMINISTIC_EPOCHS, DETERMINISTIC_TRIALS, Plan, SearchRequest, make_plan
 from autoad.search.space import load_spaces
@@ -34,7 +34,6 @@ from autoad.settings import Settings, get_settings
 __all__ = ["SearchListener", "load_result", "run_search"]
 
 _TRIALS_SHARE = 0.82
-_TRIALS_PER_GPU = 4
 
 
 class SearchListener(Listener, Protocol):
@@ -60,6 +59,8 @@ def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult
     settings = get_settings()
     started = time.monotonic()
     plan = make_plan(request)
+    if request.address:
+        check_reachable(request.address)
     for note in plan.notes:
         listener.say(note)
     search_id = secrets.token_hex(6)
@@ -131,14 +132,18 @@ def _summary(plan: Plan, search_id: str, name: str) -> SearchResult:
     )
 
 
-def _workers(request: SearchRequest, engine: EngineChoice) -> Workers:
-    cores = os.cpu_count() or 1
-    if engine.name == "cuda":
-        import torch
-
-        count = 1 if request.deterministic else min(cores, _TRIALS_PER_GPU * torch.cuda.device_count())
-        return Workers(count, gpus_each=1 / _TRIALS_PER_GPU)
-    return Workers(1 if request.deterministic else cores)
+@contextmanager
+def _ray(plan: Plan) -> Iterator[Workers]:
+    """The cluster that was asked for, or a Ray of our own."""
+    cuda, alone = plan.engine.name == "cuda", plan.request.deterministic
+    if plan.request.address:
+        backbones = {name for space in plan.spaces.values() for name in space.backbones()}
+        with join_ray(plan.request.address, backbones=sorted(backbones), cuda=cuda, alone=alone) as joined:
+            yield joined
+    else:
+        local = LocalWorkers.here(cuda=cuda, alone=alone)
+        with local_ray(local):
+            yield local
 
 
 def _task(plan: Plan, selection: Sequence[Picture], settings: Settings) -> TrialTask:
@@ -202,9 +207,9 @@ def _carry_out(
         normals = [picture for picture in selection if picture.is_normal]
         selection = (*selection, *draw_defects(normals, folder / "synthetic", seed=request.seed))
     task = _task(plan, selection, settings)
-    workers = _workers(request, plan.engine)
     study = _open_study(plan, search_id, settings)
-    with local_ray(workers):
+    with _ray(plan) as workers:
+        place = offer_files((*task.train, *task.selection), settings) if request.address else None
         budget = _budget(request, workers, time.monotonic() - started)
         searcher = StudySearcher(
             study,
@@ -216,7 +221,7 @@ def _carry_out(
         )
         listener.begin(budget)
         try:
-            interrupted = run_trials(searcher, task, workers, budget, list(plan.spaces), folder / "tune")
+            interrupted = run_trials(searcher, task, workers, budget, list(plan.spaces), folder / "tune", place=place)
         finally:
             listener.end()
     shutil.rmtree(folder / "tune", ignore_errors=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from ray.tune.search import Searcher
 
 from autoad.algorithms import get_algorithm
 from autoad.schema import TrialRow
-from autoad.search.cluster import Workers
+from autoad.search.cluster import Death, Place, Workers, explain_death
 from autoad.search.space import Space, suggest_config
 from autoad.search.trial import TrialReport, TrialTask, TrialWorker
 
@@ -71,6 +72,11 @@ class Budget:
         """Whether no further trial should begin after ``asked`` ones."""
         if self.trials is not None and asked >= self.trials:
             return True
+        return self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no time is left to begin a trial."""
         return self.seconds is not None and self.elapsed > self.seconds * (1 - _NO_NEW_TRIALS)
 
     def share(self) -> float | None:
@@ -83,24 +89,31 @@ class Budget:
 class TrialActor(tune.Trainable):  # type: ignore[misc]
     """A worker process that runs one trial after another: imports and masks are loaded once."""
 
-    def setup(self, config: dict[str, Any], task: TrialTask) -> None:
+    def setup(self, config: dict[str, Any], task: TrialTask, place: Place | None) -> None:
         """Start the first trial."""
         import torch
 
         torch.set_num_threads(1)
-        self._worker = TrialWorker(task)
+        self._task, self._place = task, place
+        self._node = platform.node()
+        self._worker: TrialWorker | None = None
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start another trial in this process."""
         self.config = new_config
-        self._reports: Iterator[TrialReport] = self._worker.run(
-            new_config["algorithm"],
-            new_config["config"],
-            seconds=new_config["seconds"],
-            exact_above=new_config["exact_above"],
-        )
+        self._reports = self._run(new_config)
         return True
+
+    def _run(self, config: dict[str, Any]) -> Iterator[TrialReport]:
+        if self._worker is None:
+            features_dir = self._task.features_dir
+            if self._place is not None:
+                self._node, features_dir = self._place.settle()
+            self._worker = TrialWorker(dataclasses.replace(self._task, features_dir=features_dir))
+        yield from self._worker.run(
+            config["algorithm"], config["config"], seconds=config["seconds"], exact_above=config["exact_above"]
+        )
 
     def step(self) -> dict[str, Any]:
         """Go on to the next evaluation; a failure is a result with its reason, never an exception."""
@@ -108,7 +121,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
             report = next(self._reports)
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
-            return {"objective": float("nan"), "failure": reason, "final": True, "done": True}
+            where = {"node": self._node}
+            return {"objective": float("nan"), "failure": reason, "final": True, "done": True, "report": where}
         return {
             "objective": report.objective,
             "epochs_done": report.epochs_done or 0,
@@ -121,6 +135,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
                 "budget_limited": report.budget_limited,
                 "exact": report.exact,
                 "latency_ms": report.latency_ms,
+                "node": self._node,
             },
         }
 
@@ -159,6 +174,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._listener = listener
         self._live: dict[str, tuple[optuna.Trial, TrialRow, float]] = {}
         self._last: dict[str, dict[str, Any]] = {}
+        self._deaths: dict[str, Death] = {}
+        self._again: list[tuple[optuna.Trial, TrialRow, str]] = []
         self._objectives: list[float] = []
         self._asked = 0
 
@@ -166,13 +183,19 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """The next trial; None while all workers are busy, ``FINISHED`` when the budget is spent."""
         if len(self._live) >= self._budget.workers:
             return None
-        if self._budget.is_spent(self._asked):
-            finished: dict[str, Any] = Searcher.FINISHED
-            return finished
-        trial = self._study.ask()
-        self._asked += 1
-        algorithm, config = suggest_config(trial, self._spaces)
-        row = TrialRow(trial=trial.number, algorithm=algorithm, config=config, status="running")
+        if self._again:
+            trial, row, _ = self._again.pop(0)
+            row = row.model_copy(update={"attempts": row.attempts + 1})
+        else:
+            if self._budget.is_spent(self._asked):
+                # Tune takes FINISHED as the last word; a trial that is running may yet have to be run again.
+                finished: dict[str, Any] | None = None if self._live and not self._budget.is_over else Searcher.FINISHED
+                return finished
+            trial = self._study.ask()
+            self._asked += 1
+            algorithm, config = suggest_config(trial, self._spaces)
+            row = TrialRow(trial=trial.number, algorithm=algorithm, config=config, status="running")
+        algorithm, config = row.algorithm, row.config
         self._commit(row)
         self._live[trial_id] = (trial, row, time.monotonic())
         self._listener.started(row)
@@ -192,13 +215,24 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if trial_id in self._live and result.get("epochs_done"):
             self._live[trial_id][0].report(result["objective"], int(result["epochs_done"]))
 
+    def on_death(self, trial_id: str, death: Death) -> None:
+        """Hear why a trial's process ended, before :meth:`on_trial_complete` is told that it did."""
+        self._deaths[trial_id] = death
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A trial is over: finished, pruned by its ladder, failed, or its process died."""
         result = result or self._last.get(trial_id)
         if result is not None and result.get("failure"):
-            self._close(trial_id, "failed", None, reason=result["failure"])
+            self._close(trial_id, "failed", result, reason=result["failure"])
         elif error:
-            self._close(trial_id, "failed", None, reason="its process died, most likely out of memory")
+            death = self._deaths.pop(trial_id, None) or explain_death(None)
+            trial, row, _ = self._live[trial_id]
+            if death.node_lost and row.attempts == 1:
+                del self._live[trial_id]
+                self._last.pop(trial_id, None)
+                self._again.append((trial, row, death.reason))
+            else:
+                self._close(trial_id, "failed", None, reason=death.reason)
         elif result is None or "objective" not in result:
             self._close(trial_id, "stopped", None, reason="the search ended first")
         else:
@@ -215,6 +249,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """Close the trials that were running when the search ended."""
         for trial_id in list(self._live):
             self._close(trial_id, "stopped", self._last.get(trial_id), reason="the search ended first")
+        for number, (trial, row, reason) in enumerate(self._again):
+            self._live[f"again {number}"] = (trial, row, time.monotonic())
+            self._close(f"again {number}", "failed", None, reason=f"{reason}, and no time was left to run it again")
+        self._again.clear()
 
     def _close(self, trial_id: str, status: Any, result: dict[str, Any] | None, reason: str | None = None) -> None:
         if trial_id not in self._live:
@@ -258,10 +296,15 @@ class AlgorithmLadders(FIFOScheduler):  # type: ignore[misc]
 
     A flow after three epochs is compared with other flows after three epochs, never with a finished memory bank;
     algorithms that do not iterate run undisturbed.
+
+    Args:
+        algorithms: names.
+        on_death: is told why a trial's process ended: of all that Tune calls, only its scheduler hears of that in time.
     """
 
-    def __init__(self, algorithms: list[str]) -> None:
+    def __init__(self, algorithms: list[str], on_death: Callable[[str, Death], None]) -> None:
         super().__init__()
+        self._on_death = on_death
         self._ladders = {
             name: AsyncHyperBandScheduler(
                 time_attr="epochs_done",
@@ -291,6 +334,10 @@ class AlgorithmLadders(FIFOScheduler):  # type: ignore[misc]
             return str(TrialScheduler.CONTINUE)
         return str(ladder.on_trial_result(tune_controller, trial, result))
 
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Pass on why the trial's process ended."""
+        self._on_death(trial.trial_id, explain_death(trial.get_pickled_error()))
+
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Let what a finished trial reached count at its rung."""
         ladder = self._ladders.get(trial.config["algorithm"])
@@ -299,41 +346,54 @@ class AlgorithmLadders(FIFOScheduler):  # type: ignore[misc]
 
 
 class _Stop(tune.Stopper):  # type: ignore[misc]
-    """Ends the run on Ctrl-C and when trials overrun the budget."""
+    """Ends the run on Ctrl-C and when trials overrun the budget; Tune asks it all the time."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, workers: Workers) -> None:
         self._budget = budget
+        self._workers = workers
         self.interrupted = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
+        self._budget.workers = self._workers.count  # nodes come and go
         overrun = self._budget.seconds is not None and self._budget.elapsed > self._budget.seconds
         return self.interrupted or overrun
 
 
 def run_trials(
-    searcher: StudySearcher, task: TrialTask, workers: Workers, budget: Budget, algorithms: list[str], folder: Path
+    searcher: StudySearcher,
+    task: TrialTask,
+    workers: Workers,
+    budget: Budget,
+    algorithms: list[str],
+    folder: Path,
+    *,
+    place: Place | None = None,
 ) -> bool:
     """Run trials until the budget is spent; Ray must be up.
+
+    ``place`` is for the workers of a cluster; those of this machine need none.
 
     Returns:
         Whether the run was interrupted (Ctrl-C).
     """
-    stop = _Stop(budget)
+    stop = _Stop(budget, workers)
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         stop.interrupted = True
 
-    trainable = tune.with_resources(tune.with_parameters(TrialActor, task=task), {"cpu": 1, "gpu": workers.gpus_each})
+    trainable = tune.with_resources(
+        tune.with_parameters(TrialActor, task=task, place=place), {"cpu": 1, "gpu": workers.gpus_each}
+    )
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             metric="objective",
             mode="max",
             search_alg=searcher,
-            scheduler=AlgorithmLadders(algorithms),
+            scheduler=AlgorithmLadders(algorithms, searcher.on_death),
             num_samples=-1,
             reuse_actors=True,
         ),

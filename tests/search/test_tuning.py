@@ -67,6 +67,8 @@ def test_no_more_trials_than_workers_and_budget() -> None:
     bench.searcher.on_trial_complete("a", bench.result(0.5))
     assert isinstance(bench.searcher.suggest("c"), dict)
     bench.searcher.on_trial_complete("b", bench.result(0.5))
+    assert bench.searcher.suggest("d") is None, "the last trial may yet have to be run again"
+    bench.searcher.on_trial_complete("c", bench.result(0.5))
     assert bench.searcher.suggest("d") == Searcher.FINISHED
     assert len(bench.study.trials) == 3
 
@@ -129,7 +131,7 @@ class FakeTrial:
 
 
 def test_each_algorithm_has_its_own_ladder() -> None:
-    ladders = AlgorithmLadders(["stfpm", "cflow", "dfm"])
+    ladders = AlgorithmLadders(["stfpm", "cflow", "dfm"], lambda trial, death: None)
 
     def report(name: str, algorithm: str, objective: float, epochs: int) -> str:
         trial = FakeTrial(name, algorithm)
