@@ -72,6 +72,7 @@ def search(
     ] = "",
     engine: Annotated[str, typer.Option(help="What runs the backbone: auto, openvino, torch or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of the backbone: auto, float32 or bfloat16.")] = "auto",
+    address: Annotated[str, typer.Option(help="HOST:PORT of a running Ray cluster that this machine belongs to.")] = "",
     as_json: Json = False,
 ) -> None:
     """Search algorithms and hyperparameters for a dataset; refit, calibrate and test the best."""
@@ -105,6 +106,7 @@ def search(
         trial_timeout=_seconds(trial_timeout) if trial_timeout else None,
         engine=engine,
         precision=precision,
+        address=address,
     )
     _show(run_search(request, ConsoleListener(objective)), as_json)
 

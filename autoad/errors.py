@@ -10,6 +10,7 @@
     |   `-- CalibrationError        the threshold asked for needs more calibration pictures
     |-- UnreadableImageError        a picture is truncated, too large, or no picture
     |-- WeightsError                a backbone's weights cannot be reached or are not what they should be
+    |-- FileStoreError              the file store cannot be reached, or does not hold what it should
     |-- ArtifactError               a saved model is damaged, incomplete or of a newer schema
     |-- TrialError                  a trial could not be carried out (its reason goes on the leaderboard)
     |-- StateError                  the metadata cannot be written, or the machinery does not come up; resume later
@@ -29,6 +30,7 @@ __all__ = [
     "AutoADError",
     "CalibrationError",
     "DatasetError",
+    "FileStoreError",
     "LeaseLostError",
     "NoTrialSucceededError",
     "SearchSpaceError",
@@ -87,6 +89,12 @@ class UnreadableImageError(AutoADError):
 
 class WeightsError(AutoADError):
     """A backbone's weights cannot be reached or verified."""
+
+    exit_code = 2
+
+
+class FileStoreError(AutoADError):
+    """The file store cannot be reached or written, or does not hold the file that it should."""
 
     exit_code = 2
 

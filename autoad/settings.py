@@ -17,6 +17,8 @@ class Settings(BaseSettings):
         data_dir: folder of everything that autoad keeps: database, feature store, models.
         weights_dir: folder of ``<backbone>.safetensors`` files that are preferred to all other weights.
         database_url: SQLAlchemy address of the metadata; empty for SQLite in ``data_dir``.
+        files_url: where pictures are kept for workers of other nodes: ``s3://BUCKET/PREFIX`` or a folder; empty for the
+            driver's node.
         project: name under which datasets, searches and models are kept apart from other projects'.
     """
 
@@ -25,6 +27,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=lambda: Path.home() / ".autoad")
     weights_dir: Path | None = None
     database_url: str = ""
+    files_url: str = ""
     project: str = "default"
 
     @field_validator("data_dir", "weights_dir")

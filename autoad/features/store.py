@@ -11,7 +11,6 @@ EfficientNet-Lite0 takes .38 MB a picture, ResNet-18 1.0 MB, but wide ResNet-50 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections import deque
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from autoad.data import Picture
 from autoad.data.decoding import load_image
-from autoad.errors import UnreadableImageError, WeightsError
+from autoad.errors import FileStoreError, UnreadableImageError, WeightsError
 from autoad.features.backbones import feature_shapes, stage_indices
 from autoad.features.engines import Engine, EngineChoice, create_engine
 from autoad.features.shards import Chunk, ShardTable
@@ -213,12 +212,8 @@ def _decode(pictures: Sequence[Picture], size: tuple[int, int], threads: int) ->
 
 def _load(picture: Picture, size: tuple[int, int]) -> NDArray[np.uint8]:
     try:
-        data = picture.read()
-        digest = hashlib.sha256(data).hexdigest()
-        if digest != picture.sha256:
-            raise UnreadableImageError(f"has changed since the dataset was read: sha256 {digest}, not {picture.sha256}")
-        return load_image(data, size)
-    except (OSError, UnreadableImageError) as error:
+        return load_image(picture.read(), size)
+    except (OSError, FileStoreError, UnreadableImageError) as error:
         raise UnreadableImageError(f"picture {picture.path} {error}") from error
 
 

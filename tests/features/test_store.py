@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -196,7 +197,7 @@ def test_a_picture_that_cannot_be_used_is_named(tmp_path: Path, pictures: WriteP
     store, (good, damaged, changed, gone) = FeatureStore(tmp_path / "store"), pictures(4)
     data = damaged.path.read_bytes()[:500]
     damaged.path.write_bytes(data)
-    damaged = dataclasses.replace(damaged, sha256=module.hashlib.sha256(data).hexdigest())
+    damaged = dataclasses.replace(damaged, sha256=hashlib.sha256(data).hexdigest())
     changed.path.write_bytes(good.path.read_bytes())
     gone.path.unlink()
     for picture, message in (
