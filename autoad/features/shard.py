@@ -96,7 +96,8 @@ class Column:
         if mapped is None or unchecked:
             with _reading(self._path), self._path.open("rb") as file:
                 self._check(file, unchecked)
-                mapped = mapped or mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                if mapped is None:
+                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._map = weakref.ref(mapped)
         layout, count = self._layout, len(self._keys)
         flat = np.frombuffer(mapped, layout.dtype, count * int(np.prod(layout.shape)), len(layout.header))
@@ -144,7 +145,7 @@ class Shard:
             line, _, check = path.read_bytes().partition(b"\n")
         if check != _checksum_line(line):
             raise DamagedError(f"{path} is not what was written")
-        index = json.loads(line)
+        index = json.loads(line)  # as it was written, so it has all that follows
         keys: list[str] = index["keys"]
         columns = {}
         for name, column in index["columns"].items():
@@ -193,12 +194,12 @@ class ShardWriter:
             self._layouts[name] = layout = _Layout(array.dtype, array.shape[1:], self._sums[name])
             self._files[name] = file = (self._folder / f"{name}.npy").open("wb")
             header = _header(array.dtype, (len(self._keys), *layout.shape))
-            file.write(header)
             try:
                 os.posix_fallocate(file.fileno(), 0, len(header) + len(self._keys) * array[0].nbytes)
             except OSError as error:
                 if error.errno not in _NO_RESERVATIONS:
                     raise
+            file.write(header)
 
     def add(self, chunk: Chunk) -> None:
         """Write the next rows."""
