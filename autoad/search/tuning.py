@@ -8,6 +8,7 @@ configuration with ``reuse_actors``, restarts an actor for every other one of a 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import platform
@@ -24,7 +25,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from autoad.errors import AutoADError, LeaseLostError, StateError
+from autoad.errors import AutoADError, LeaseLostError, StateError, StorageFullError
 from autoad.search.cluster import Place, Workers, explain_death
 from autoad.search.dispatch import Dispatcher, Job
 from autoad.search.trial import TrialReport, TrialTask, TrialWorker
@@ -68,6 +69,9 @@ class WorkerActor(tune.Trainable):  # type: ignore[misc]
             return {"node": self._node, "unfit": self._unfit}
         try:
             report = next(self._reports)
+        except StorageFullError as error:
+            self._reports = None
+            return {"node": self._node, "full": str(error)}
         except Exception as error:
             self._reports = None
             return {"node": self._node, "failure": f"{type(error).__name__}: {str(error).strip() or 'no message'}"}
@@ -105,6 +109,8 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
     def _answer(self, trial: Any, result: dict[str, Any]) -> str:
         worker = trial.trial_id
         self._actors[worker] = trial.temporary_state.ray_actor
+        if "full" in result:
+            raise StateError(f"{result['full']} (node {result['node']}); the search can be resumed then")
         if "failure" in result:
             self._dispatcher.failed(worker, result["failure"])
         elif "report" in result:
@@ -278,8 +284,11 @@ def run_trials(dispatcher: Dispatcher, task: TrialTask, workers: Workers, place:
         for number, handler in before.items():
             signal.signal(number, handler)
         shutil.rmtree(folder, ignore_errors=True)
-        if not isinstance(conductor.error, StateError | LeaseLostError):
+        if conductor.error is None:
             dispatcher.stop("the search ended first")
+        else:  # the database may be what failed; resuming closes what is open
+            with contextlib.suppress(AutoADError):
+                dispatcher.stop("the search had to stop")
     if conductor.error is not None:
         raise conductor.error
     return conductor.interrupted
