@@ -107,6 +107,23 @@ def leaderboard(
 
 
 @app.command()
+def report(
+    name: Annotated[str | None, typer.Argument(help="Name or id of a search; the newest by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write; report.html in the search's folder by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a search's report: one HTML file that opens without a network."""
+    from autoad.console import out
+    from autoad.report import write_report
+    from autoad.search import load_result
+
+    file = write_report(load_result(name), output)
+    out.out(json.dumps({"report": str(file)}, indent=2) if as_json else str(file), highlight=False)
+
+
+@app.command()
 def score(
     model: Annotated[str, typer.Argument(help="Name or id of a search, or the folder of a saved model.")],
     pictures: Annotated[list[Path], typer.Argument(help="Pictures to score.")],
