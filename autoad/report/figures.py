@@ -23,6 +23,7 @@ from autoad.schema import TestMetrics, TrialRow
 __all__ = ["Figure", "comparison", "history", "pareto", "pareto_rows", "roc", "score_histogram"]
 
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
+_ROUND = [digit * 10.0**power for power in range(-3, 6) for digit in (1, 2, 5)]
 _BINS = 30
 _LONGEST_LABEL = 22
 
@@ -203,7 +204,7 @@ def pareto(material: Material) -> Figure | None:
         f"{title} beside latency of {len(rows)} finished trials; {len(front)} are on the Pareto front.",
         data,
         {
-            "xaxis": {"title": {"text": "latency, ms a picture on one thread (log)"}, "type": "log", "dtick": "D2"},
+            "xaxis": {"title": {"text": "ms a picture (logarithmic)"}, "type": "log", "tickvals": _ROUND},
             "yaxis": {"title": {"text": f"{title} (selection)"}},
             "legend": _legend() | {"itemsizing": "constant"},
         },
@@ -268,7 +269,7 @@ def comparison(material: Material) -> Figure | None:
         + "; ".join(f"{name} image AUROC {number(metrics.image_auroc)}" for name, metrics, _ in compared),
         data,
         {
-            "xaxis": {"title": {"text": "on the test pictures, with 95 % intervals"}},
+            "xaxis": {"title": {"text": "test metric with 95 % interval"}},
             "yaxis": {
                 "tickvals": used,
                 "ticktext": [titles[-place] for place in used],
@@ -403,7 +404,7 @@ def score_histogram(material: Material) -> Figure | None:
         data,
         {
             "barmode": "overlay",
-            "xaxis": {"title": {"text": "score of a picture (higher is more anomalous)"}, "anchor": "y2"},
+            "xaxis": {"title": {"text": "score of a picture"}, "anchor": "y2"},
             "yaxis": {"title": {"text": "pictures"}, "domain": [share + 0.05, 1], "rangemode": "tozero"},
             "yaxis2": {
                 "domain": [0, share],

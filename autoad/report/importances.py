@@ -24,6 +24,9 @@ ENOUGH = 8
 """Fewest finished trials of an algorithm from which importances are told."""
 
 
+_PAGE_DECIDES = frozenset({"title", "template", "plot_bgcolor", "paper_bgcolor"})
+
+
 @dataclasses.dataclass(frozen=True)
 class Hyperparameters:
     """What the trials say of one algorithm's hyperparameters.
@@ -60,10 +63,8 @@ def hyperparameters(material: Material) -> list[Hyperparameters]:
         if not importances:
             continue
         figure = json.loads(drawn.to_json())
-        for trace in figure["data"]:
-            trace["line"] |= {"colorbar": trace["line"].get("colorbar", {}) | {"thickness": 12}}
-            trace["labelangle"] = 0
-            trace["labelside"] = "top"
+        # The page has its own title, theme and grounds.
+        layout = {key: value for key, value in figure["layout"].items() if key not in _PAGE_DECIDES}
         told.append(
             Hyperparameters(
                 algorithm,
@@ -74,7 +75,7 @@ def hyperparameters(material: Material) -> list[Hyperparameters]:
                     f"Parallel coordinates of {len(its)} trials of {algorithm}: each line is a trial, each axis a "
                     "hyperparameter.",
                     figure["data"],
-                    {"margin": {"l": 70, "r": 40, "t": 60, "b": 40}},
+                    layout,
                     400,
                     narrowest=150 * (len(importances) + 1),
                 ),
@@ -84,9 +85,13 @@ def hyperparameters(material: Material) -> list[Hyperparameters]:
 
 
 def _without_prefix(trial: optuna.trial.FrozenTrial, algorithm: str) -> optuna.trial.FrozenTrial:
-    """The trial without the choice of the algorithm, which is the same in all of them."""
+    """The trial without the algorithm, and without what had one choice only."""
     prefix = f"{algorithm}."
-    names = [name for name in trial.params if name.startswith(prefix)]
+    names = [
+        name
+        for name, distribution in trial.distributions.items()
+        if name.startswith(prefix) and not distribution.single()
+    ]
     return create_trial(
         params={name.removeprefix(prefix): trial.params[name] for name in names},
         distributions={name.removeprefix(prefix): trial.distributions[name] for name in names},

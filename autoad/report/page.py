@@ -85,6 +85,7 @@ def _render(material: Material) -> str:
     environment.filters |= {
         "number": words.number,
         "percent": words.percent,
+        "signed": words.signed,
         "duration": words.duration,
     }
     return environment.get_template("report.html.j2").render(
@@ -94,7 +95,6 @@ def _render(material: Material) -> str:
         answer=words.answer(material),
         caveats=words.caveats(material),
         is_default=champion is not None and words.is_default(champion),
-        interval=words.interval,
         objective_title=words.METRIC_TITLES[result.objective],
         statuses=_statuses(result.leaderboard),
         algorithms=_algorithms(material),
@@ -168,18 +168,19 @@ def _algorithms(material: Material) -> list[_Algorithm]:
     return sorted(table, key=lambda row: -1.0 if row.objective is None else row.objective, reverse=True)
 
 
-def _test_metrics(result: SearchResult) -> list[tuple[str, str, str | None]]:
-    """Title, champion's and default's figure of each metric on the test pictures."""
+def _test_metrics(result: SearchResult) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Title of each metric on the test pictures, and the figure and interval of champion and default."""
     if result.champion is None:
         return []
     test, default = result.champion.test, result.champion.default_patchcore
 
-    def tell(metrics: TestMetrics, field: str) -> str:
-        low, high = getattr(metrics, f"{field}_low", None), getattr(metrics, f"{field}_high", None)
-        return words.interval(getattr(metrics, field), low, high)
+    def tell(metrics: TestMetrics | None, field: str) -> tuple[str, str]:
+        value, low, high = (getattr(metrics, field + end, None) for end in ("", "_low", "_high"))
+        return words.number(value), words.interval(low, high)
 
+    shown = [test] if words.is_default(result.champion) else [test, default]
     return [
-        (title, tell(test, field), None if default is None else tell(default, field))
+        (title, [tell(metrics, field) for metrics in shown])
         for field, title in words.METRIC_TITLES.items()
         if getattr(test, field) is not None
     ]

@@ -27,6 +27,7 @@ __all__ = [
     "number",
     "percent",
     "repeat_command",
+    "signed",
 ]
 
 METRIC_TITLES: dict[Objective, str] = {
@@ -55,11 +56,14 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def interval(value: float | None, low: float | None, high: float | None) -> str:
-    """A figure with its 95 % interval."""
-    if value is None or low is None or high is None:
-        return number(value)
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+def interval(low: float | None, high: float | None) -> str:
+    """A 95 % interval in brackets; empty where there is none."""
+    return "" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
+
+
+def signed(value: float) -> str:
+    """A difference as people read it, with a real minus."""
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def percent(value: float) -> str:
@@ -139,7 +143,7 @@ def _beside(champion: Champion) -> str:
         return "It is the untuned default PatchCore itself: no other trial did better on the selection pictures."
     if default is None or default.image_auroc is None or difference is None:
         return "There is no default PatchCore to compare it with."
-    change = f"{difference.image_auroc:+.3f} (95 % interval {difference.low:+.3f} to {difference.high:+.3f})"
+    change = f"{signed(difference.image_auroc)} (95 % interval {signed(difference.low)} to {signed(difference.high)})"
     verdict = "worse than" if difference.high < 0 else "not clearly different from"
     if difference.low > 0:
         verdict = "better than"
@@ -207,14 +211,14 @@ def _warn_of_champion(material: Material, champion: Champion, warn: Callable[[st
         if difference.high < 0:
             warn(
                 "The default PatchCore tested better",
-                f"On the test pictures the champion is at {difference.image_auroc:+.3f} in image AUROC beside the "
+                f"On the test pictures the champion is at {signed(difference.image_auroc)} in image AUROC beside the "
                 "default. The trial won on the selection pictures only; the default may be the better choice.",
             )
         elif difference.low <= 0:
             warn(
-                "The gain over the default may be chance",
-                f"The 95 % interval of the difference ({difference.low:+.3f} to {difference.high:+.3f}) includes zero. "
-                "More test pictures would narrow it.",
+                "No clear gain over the default",
+                f"The 95 % interval of the difference ({signed(difference.low)} to {signed(difference.high)}) includes "
+                "zero, so it may be chance. More test pictures would narrow it.",
             )
     roles = result.dataset.roles["test"]
     if test.image_auroc is None:
