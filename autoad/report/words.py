@@ -220,6 +220,19 @@ def _warn_of_champion(material: Material, champion: Champion, warn: Callable[[st
                 f"The 95 % interval of the difference ({signed(difference.low)} to {signed(difference.high)}) includes "
                 "zero, so it may be chance. More test pictures would narrow it.",
             )
+    default = champion.default_patchcore
+    if (
+        default is not None
+        and test.aupro_high is not None
+        and default.aupro_low is not None
+        and test.aupro_high < default.aupro_low
+    ):
+        warn(
+            "The default shows better where a defect is",
+            f"The champion's heatmaps reach an AUPRO of {number(test.aupro)}, the default PatchCore's "
+            f"{number(default.aupro)}. It was chosen by {METRIC_TITLES[result.objective]}; where the place matters, "
+            "search with --objective aupro.",
+        )
     roles = result.dataset.roles["test"]
     if test.image_auroc is None:
         warn("Not tested", "An AUROC needs good and defective test pictures; add some of both.")

@@ -99,6 +99,18 @@ def test_luck_in_selection_few_pictures_and_perfection_are_told(made: Made) -> N
     assert "A perfect score has no interval" in titles(changed(result, test=perfect))
 
 
+def test_heatmaps_worse_than_the_defaults_are_told(made: Made) -> None:
+    result = made()
+    champion = result.champion
+    assert champion is not None
+    assert champion.default_patchcore is not None
+    default = champion.default_patchcore.model_copy(update={"aupro": 0.8, "aupro_low": 0.75, "aupro_high": 0.85})
+    for high, is_told in ((0.7, True), (0.76, False)):
+        test = champion.test.model_copy(update={"aupro": 0.6, "aupro_low": 0.5, "aupro_high": high})
+        told = titles(changed(result, test=test, default_patchcore=default))
+        assert ("The default shows better where a defect is" in told) == is_told
+
+
 def test_synthetic_evidence_comes_first_and_failures_are_counted(made: Made) -> None:
     failed = [row.model_copy(update={"status": "failed"}) for row in rows_of(10)[:4]]
     result = made(champion=False, rows=[*failed, *rows_of(10)[4:]], evidence="synthetic")

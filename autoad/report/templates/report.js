@@ -18,6 +18,8 @@
   });
   const layout = (figure) => {
     const own = resolve(figure.layout);
+    // Two columns of a legend fit a phone; Plotly would make it one.
+    if (own.legend && narrow.matches) own.legend = { ...own.legend, entrywidthmode: "fraction", entrywidth: 0.48, font: { size: 10 } };
     const axes = Object.fromEntries(["xaxis", "yaxis", "yaxis2"].filter((key) => key in own).map((key) => [key, axis(own[key])]));
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
