@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import TrialState, create_trial
 
 from autoad.algorithms import ALGORITHMS
-from autoad.report.figures import Figure
+from autoad.report.figure import Figure
 from autoad.report.material import Material
 from autoad.report.words import METRIC_TITLES
 
@@ -78,6 +78,7 @@ def hyperparameters(material: Material) -> list[Hyperparameters]:
                     layout,
                     400,
                     narrowest=150 * (len(importances) + 1),
+                    on_white=True,
                 ),
             )
         )

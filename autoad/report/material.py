@@ -102,5 +102,5 @@ def _load_study(name: str, file: Path) -> optuna.Study | None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         return optuna.load_study(study_name=name, storage=f"sqlite:///{file.absolute()}")
-    except KeyError:
+    except (KeyError, RuntimeError, optuna.exceptions.StorageInternalError):  # not in it; of another version; damaged
         return None

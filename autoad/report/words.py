@@ -19,6 +19,7 @@ __all__ = [
     "Caveat",
     "alarm_chance",
     "answer",
+    "budget",
     "caveats",
     "duration",
     "found",
@@ -26,6 +27,7 @@ __all__ = [
     "is_default",
     "number",
     "percent",
+    "raw_score",
     "repeat_command",
     "signed",
 ]
@@ -64,6 +66,11 @@ def interval(low: float | None, high: float | None) -> str:
 def signed(value: float) -> str:
     """A difference as people read it, with a real minus."""
     return f"{value:+.3f}".replace("-", "−")
+
+
+def raw_score(value: float) -> str:
+    """A raw score to four digits; detectors' scores have no common scale, and some run into the thousands."""
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def percent(value: float) -> str:
@@ -155,8 +162,8 @@ def _beside(champion: Champion) -> str:
 
 def _threshold(material: Material, champion: Champion) -> str:
     text = (
-        f"A picture that scores above {champion.threshold:.4g} is called anomalous; the calibration promises that on "
-        f"average at most {percent(champion.false_positive_rate)} of good pictures do"
+        f"A picture that scores above {raw_score(champion.threshold)} is called anomalous; the calibration "
+        f"promises that on average at most {percent(champion.false_positive_rate)} of good pictures do"
     )
     hits = found(material)
     if not hits:
@@ -283,6 +290,14 @@ def _warn_of_champion(material: Material, champion: Champion, warn: Callable[[st
             f"{missed} of {defective} defective test pictures score below it. A search with a larger "
             "--false-positive-rate lowers it.",
         )
+
+
+def budget(request: Mapping[str, Any]) -> str:
+    """The time and the number of trials that were asked for; empty if that is not known."""
+    parts = [duration(request["seconds"])] if request.get("seconds") else []
+    if request.get("trials"):
+        parts.append(f"at most {count(request['trials'], 'trial')}")
+    return ", ".join(parts)
 
 
 def repeat_command(request: Mapping[str, Any], seed: int) -> str | None:

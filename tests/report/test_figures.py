@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from autoad.report import figures
+from autoad.report import trial_figures, verdict_figures
 from autoad.report.importances import hyperparameters
 from autoad.report.material import Material, gather
 from autoad.settings import get_settings
@@ -29,11 +29,11 @@ def coloured(value: Any) -> Any:
 
 def test_plotly_accepts_every_figure(material: Material) -> None:
     drawn = [
-        figures.history(material),
-        figures.pareto(material),
-        figures.comparison(material),
-        figures.roc(material),
-        figures.score_histogram(material),
+        trial_figures.history(material),
+        trial_figures.pareto(material),
+        verdict_figures.comparison(material),
+        verdict_figures.roc(material),
+        verdict_figures.score_histogram(material),
         *(told.figure for told in hyperparameters(material)),
     ]
     for figure in drawn:
@@ -45,7 +45,7 @@ def test_plotly_accepts_every_figure(material: Material) -> None:
 def test_the_best_so_far_is_the_running_maximum(made: Made) -> None:
     rows = [row.model_copy(update={"ended_after": 10.0 * (40 - row.trial)}) for row in rows_of(40)]
     material = gather(made(rows=rows), get_settings())
-    figure = figures.history(material)
+    figure = trial_figures.history(material)
     assert figure is not None
     line = next(trace for trace in figure.data if trace["name"] == "best so far")
     ended = sorted((row.ended_after or 0, row.validation.image_auroc) for row in rows if row.status == "complete")
@@ -57,7 +57,7 @@ def test_the_best_so_far_is_the_running_maximum(made: Made) -> None:
 
 
 def test_older_rows_without_times_are_drawn_by_number(material: Material) -> None:
-    figure = figures.history(material)
+    figure = trial_figures.history(material)
     assert figure is not None
     xs = sorted(x for trace in figure.data if trace["mode"] == "markers" for x in trace["x"])
     assert xs == list(range(1, len(xs) + 1))
@@ -83,14 +83,14 @@ def test_the_pareto_front_is_what_nothing_beats(made: Made, memory: str | None) 
             for other in finished
         )
     }
-    assert {row.trial for row in figures.pareto_rows(material)} == front
+    assert {row.trial for row in trial_figures.pareto_rows(material)} == front
     assert 1 < len(front) < len(finished)
 
 
 def test_curve_and_histogram_are_those_of_the_scores(material: Material) -> None:
     champion = material.result.champion
     assert champion is not None
-    roc, histogram = figures.roc(material), figures.score_histogram(material)
+    roc, histogram = verdict_figures.roc(material), verdict_figures.score_histogram(material)
     assert roc is not None
     assert histogram is not None
     line, mark = roc.data[0], roc.data[1]

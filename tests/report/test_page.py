@@ -33,6 +33,7 @@ class Page(HTMLParser):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.text, self.styles, self.data = "", "", ""
+        self.heads: list[str] = []
         self._within = ""
         self.feed(file.read_text())
 
@@ -50,6 +51,8 @@ class Page(HTMLParser):
             self.data += data
         elif self._within != "script":
             self.text += data
+            if self._within == "button":
+                self.heads.append(data)
 
     def addresses(self) -> list[str]:
         return [its[name] or "" for _, its in self.elements for name in _ADDRESSES if name in its]
@@ -194,6 +197,23 @@ def test_names_and_labels_are_text_whatever_they_hold(made: Made, tmp_path: Path
     assert "<" not in "".join(rows)
     assert any("&amp;&lt;i&gt;.png" in text for trace in figures["scores"]["data"] for text in trace.get("text", []))
     assert page.text.count("&<i>.png") > 0
+
+
+def test_the_leaderboard_has_a_column_for_what_was_measured(made: Made, tmp_path: Path) -> None:
+    plain = Page(write_report(made(), tmp_path / "plain.html"))
+    assert not {"Model MB", "Machine", "Attempts"} & set(plain.heads)
+    assert {"Rank", "Image AUROC", "ms", "Configuration"} <= set(plain.heads)
+
+
+def test_new_fields_of_trials_are_shown(made: Made, tmp_path: Path) -> None:
+    rows = rows_of(20)
+    rows[3] = rows[3].model_copy(update={"model_mb": 12.34, "node": HOSTILE, "attempts": 2, "origin": "warm"})
+    page = Page(write_report(made(rows=rows), tmp_path / "report.html"))
+    assert {"Model MB", "Machine", "Attempts"} <= set(page.heads)
+    assert "12.3" in page.text
+    assert HOSTILE in page.text
+    assert "earlier searches 1, the sampler 19" in page.text
+    assert "1 min 30 s" in page.text
 
 
 @pytest.mark.parametrize("status", ["interrupted", "running", "failed"])

@@ -13,7 +13,7 @@ import autoad.search
 from autoad.cli import app
 from autoad.evaluation import conformal_threshold
 from autoad.report.material import gather
-from autoad.report.words import alarm_chance, answer, caveats, duration, percent, repeat_command
+from autoad.report.words import alarm_chance, answer, caveats, duration, percent, raw_score, repeat_command, signed
 from autoad.schema import Champion, Difference, SearchResult
 from autoad.search import SearchRequest
 from autoad.settings import get_settings
@@ -30,6 +30,8 @@ def changed(result: SearchResult, **changes: Any) -> SearchResult:
 
 
 def test_numbers_read_as_people_say_them() -> None:
+    assert [raw_score(value) for value in (0.98321, 12361.4, -7948.6, 1.5)] == ["0.9832", "12361", "-7949", "1.5"]
+    assert [signed(value) for value in (0.1, -0.0512)] == ["+0.100", "−0.051"]
     assert [percent(value) for value in (0.05, 1 / 13, 1.0, 0)] == ["5 %", "7.7 %", "100 %", "0 %"]
     assert [duration(value) for value in (0.2, 59, 60, 61, 1200, 3725)] == [
         *("0 s", "59 s", "1 min", "1 min 1 s", "20 min", "1 h 2 min")

@@ -22,8 +22,8 @@
     if (own.legend && narrow.matches) own.legend = { ...own.legend, entrywidthmode: "fraction", entrywidth: 0.48, font: { size: 10 } };
     const axes = Object.fromEntries(["xaxis", "yaxis", "yaxis2"].filter((key) => key in own).map((key) => [key, axis(own[key])]));
     return {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: getComputedStyle(document.body).fontFamily, size: narrow.matches ? 11 : 13, color: css("text") },
+      paper_bgcolor: figure.on_white ? "#ffffff" : "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: getComputedStyle(document.body).fontFamily, size: narrow.matches ? 11 : 13, color: figure.on_white ? "#1b2128" : css("text") },
       hoverlabel: { bgcolor: css("raised"), bordercolor: css("line"), font: { color: css("text") }, align: "left" },
       margin: { l: narrow.matches ? 44 : 60, r: 12, t: 48, b: 50 }, dragmode: narrow.matches ? false : "zoom",
       ...own, ...axes,
