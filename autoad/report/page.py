@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def _render(material: Material) -> str:
     environment.filters |= {
         "number": words.number,
         "percent": words.percent,
+        "quoted": shlex.quote,
         "raw_score": words.raw_score,
         "signed": words.signed,
         "duration": words.duration,

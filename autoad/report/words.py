@@ -75,7 +75,7 @@ def raw_score(value: float) -> str:
 
 def percent(value: float) -> str:
     """A share as people read it: 5 %, 7.7 %."""
-    return f"{100 * value:.1f}".removesuffix(".0") + " %"
+    return f"{100 * value:.1f}".removesuffix(".0") + "\N{NO-BREAK SPACE}%"
 
 
 def duration(seconds: float) -> str:

@@ -32,7 +32,8 @@ def changed(result: SearchResult, **changes: Any) -> SearchResult:
 def test_numbers_read_as_people_say_them() -> None:
     assert [raw_score(value) for value in (0.98321, 12361.4, -7948.6, 1.5)] == ["0.9832", "12361", "-7949", "1.5"]
     assert [signed(value) for value in (0.1, -0.0512)] == ["+0.100", "−0.051"]
-    assert [percent(value) for value in (0.05, 1 / 13, 1.0, 0)] == ["5 %", "7.7 %", "100 %", "0 %"]
+    shares = [percent(value).replace("\N{NO-BREAK SPACE}", " ") for value in (0.05, 1 / 13, 1.0, 0)]
+    assert shares == ["5 %", "7.7 %", "100 %", "0 %"]
     assert [duration(value) for value in (0.2, 59, 60, 61, 1200, 3725)] == [
         *("0 s", "59 s", "1 min", "1 min 1 s", "20 min", "1 h 2 min")
     ]
