@@ -12,6 +12,7 @@
     |-- WeightsError                a backbone's weights cannot be reached or are not what they should be
     |-- ArtifactError               a saved model is damaged, incomplete or of a newer schema
     |-- TrialError                  a trial could not be carried out (its reason goes on the leaderboard)
+    |   `-- TrialMemoryError        it needs more memory than it may have
     `-- NoTrialSucceededError       a search ended without one usable model (exit code 3)
 
 A message says what is wrong, names the thing, and says what to do about it.
@@ -30,6 +31,7 @@ __all__ = [
     "NoTrialSucceededError",
     "SearchSpaceError",
     "TrialError",
+    "TrialMemoryError",
     "UnknownNameError",
     "UnreadableImageError",
     "UsageError",
@@ -95,6 +97,10 @@ class ArtifactError(AutoADError):
 
 class TrialError(AutoADError):
     """One trial could not be carried out; the search goes on."""
+
+
+class TrialMemoryError(TrialError):
+    """One trial needs more memory than it may have; with more room it might succeed."""
 
 
 class NoTrialSucceededError(AutoADError):

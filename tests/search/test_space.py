@@ -92,7 +92,7 @@ def test_enqueued_defaults_are_suggested_exactly():
     for space in spaces.values():
         trial = study.ask()
         assert suggest_config(trial, spaces) == (space.algorithm, space.defaults())
-        searched = {f"{space.algorithm}.{item.name}" for item in space.parameters if item.type != "fixed"}
+        searched = {f"{space.algorithm}.{item.name}" for item in space.parameters if item.is_proposed}
         assert set(trial.params) == {"algorithm"} | searched
         study.tell(trial, 0.5)
 
