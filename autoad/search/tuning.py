@@ -105,6 +105,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         self._reports: Iterator[TrialReport] = self._worker.run(
             new_config["algorithm"],
             new_config["config"],
+            sweep=new_config["sweep"],
             seconds=new_config["seconds"],
             exact_above=new_config["exact_above"],
         )
@@ -125,6 +126,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
             "report": {
                 "validation": report.validation.model_dump(),
                 "by_kind": report.by_kind,
+                "swept": report.swept,
                 "epochs_done": report.epochs_done,
                 "budget_limited": report.budget_limited,
                 "exact": report.exact,
@@ -188,6 +190,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         return {
             "algorithm": algorithm,
             "config": config,
+            "sweep": self._spaces[algorithm].sweep(config),
             "seconds": self._budget.share(),
             # A trial below the fifth best of those that have finished cannot end among the first five; where ranks
             # over synthetic kinds decide, it can.
@@ -231,7 +234,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._last.pop(trial_id, None)
         update: dict[str, Any] = {"status": status, "reason": reason, "seconds": round(time.monotonic() - started, 3)}
         if result is not None:
-            update |= _unflatten(result, "report")
+            report = dict(_unflatten(result, "report"))
+            swept = report.pop("swept", {})
+            update |= report | {"config": row.config | swept}
         row = TrialRow.model_validate(row.model_dump() | update)
         self._commit(row)
         if status == "complete" and result is not None:
