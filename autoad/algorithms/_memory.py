@@ -26,7 +26,7 @@ def feature_bytes(shapes: Shapes, width: int = 4) -> int:
     return width * sum(math.prod(shape) for shape in shapes.values())
 
 
-def finishing_bytes(scored: int, image_size: tuple[int, int], images: int = 3, width: int = 4) -> int:
+def finishing_bytes(scored: int, image_size: tuple[int, int], images: int = 2, width: int = 4) -> int:
     """Bytes of the maps of ``scored`` pictures, and of ``images`` as large ones beside those being finished."""
     pixels = math.prod(image_size)
     return 4 * scored * pixels + width * images * min(scored, _PICTURES) * pixels
@@ -58,9 +58,7 @@ def training_bytes(
 
     for module in (module for network in networks for module in network.modules()):
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = (
-                0.1  # a plain average would ask how many batches there were, which meta tensors cannot say
-            )
+            module.momentum = 0.1  # None would ask for the number of batches, which meta tensors cannot say
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         graph = losses()
     activations = [tensor.untyped_storage().nbytes() for tensor in kept.values()]

@@ -127,7 +127,7 @@ class DFKDE(Detector):
         """See the base class."""
         # Features in float32, and in float64 to be averaged; then nothing is large but the pictures' vectors.
         channels = sum(shapes[stage][2] for stage in self.config.stages)
-        reading = 3 * feature_bytes(shapes)
+        reading = 5 * feature_bytes(shapes) // 2
         vectors = 4 * 8 * train * channels
         return Footprint(
             fit=SCRATCH + min(train, _PICTURES) * reading + vectors,

@@ -182,7 +182,7 @@ class DFM(Detector):
         features, components = 4 * train * cells, 4 * smaller * cells
         # A Gram matrix with what its eigenvectors take, and some columns in float64.
         solving = 5 * 8 * smaller**2 + 8 * _COLUMNS * train
-        reading = 3 * feature_bytes(shapes)
+        reading = 2 * feature_bytes(shapes)
         return Footprint(
             fit=SCRATCH
             + max(2 * features + min(train, _PICTURES) * reading, features + solving, features + 2 * components),

@@ -194,7 +194,7 @@ class STFPM(Detector):
             pixels = torch.empty(pictures, 3, config.image_size, config.image_size)
         training = training_bytes((student,), lambda: student(pixels), self.runtime, moments=1)
         teacher = 4 * feature_bytes(shapes)
-        one = 16 * 3 * 4 * config.image_size**2
+        one = 28 * 3 * 4 * config.image_size**2
         return Footprint(
             fit=SCRATCH + training + pictures * teacher,
             predict=SCRATCH
