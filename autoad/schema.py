@@ -108,6 +108,7 @@ class TrialRow(_Record):
         epochs_done: epochs trained, for algorithms that train.
         budget_limited: whether the trial's share of the time ended before the ceiling of epochs.
         exact: whether pixel metrics are exact rather than from a histogram.
+        proposed: the configuration as it was proposed and fitted, before post-fit hyperparameters were swept.
         variants: how many settings of post-fit hyperparameters were compared on the one fit; ``config`` has the best.
         peak_memory_mb: most memory that the trial took, beyond what its worker held before.
         model_mb: size of what was learnt.
@@ -132,6 +133,7 @@ class TrialRow(_Record):
     epochs_done: int | None = None
     budget_limited: bool = False
     exact: bool = False
+    proposed: dict[str, Any] = Field(default_factory=dict)
     variants: int = 1
     peak_memory_mb: float | None = None
     model_mb: float | None = None

@@ -35,7 +35,8 @@ from autoad.models import ArtifactMetrics, Backbone, Member, Model, Provenance, 
 from autoad.models.speed import measure_speed
 from autoad.schema import Champion, Difference, Evidence, TestMetrics, TrialRow
 from autoad.search.final_scores import FinalScore, write_final_scores
-from autoad.search.trial import EVALUATION_SIZE, TrialTask, evaluation_maps, load_inputs
+from autoad.search.sweep import EVALUATION_SIZE, evaluation_maps
+from autoad.search.trial import TrialTask, load_inputs
 
 __all__ = ["RefitError", "finish_champion", "fit_model"]
 

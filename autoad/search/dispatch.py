@@ -80,6 +80,7 @@ class Job:
         trial: number of the trial.
         algorithm: name of the algorithm.
         config: its hyperparameters.
+        sweep: by parameter, values to compare after the fit.
         seconds: for fitting, for algorithms that train; None for the ceiling of epochs.
         exact_above: objective from which pixel metrics are computed exactly.
         memory_limit: bytes that the trial may take; None for no limit.
@@ -88,6 +89,7 @@ class Job:
     trial: int
     algorithm: str
     config: dict[str, Any]
+    sweep: dict[str, tuple[Any, ...]]
     seconds: float | None
     exact_above: float
     memory_limit: int | None = None
@@ -218,7 +220,7 @@ class Dispatcher:
             self._again.appendleft(running)  # when a neighbour has finished there will be room
             return None
         now = self._budget.elapsed
-        expected = self._expected(running.row.algorithm, running.row.config)
+        expected = self._expected(running.row.algorithm, running.row.proposed)
         running.began, running.deadline = now, now + _LOADING * self._budget.trial_timeout()
         running.row = running.row.model_copy(
             update={
@@ -235,7 +237,8 @@ class Dispatcher:
         return Job(
             trial=running.row.trial,
             algorithm=running.row.algorithm,
-            config=running.row.config,
+            config=running.row.proposed,
+            sweep=self._spaces[running.row.algorithm].sweep(running.row.proposed),
             seconds=self._budget.share(),
             # A trial below the fifth best of those that have finished cannot end among the first five; where ranks
             # over synthetic kinds decide, it can.
@@ -254,7 +257,7 @@ class Dispatcher:
 
         Args:
             worker: its name.
-            update: fields of :class:`TrialRow` that are known now.
+            update: fields of :class:`TrialRow` that are known now, and as ``swept`` the values that were chosen.
             objective: what the sampler maximises.
             final: whether the trial has ended by itself.
 
@@ -262,7 +265,9 @@ class Dispatcher:
             Whether the trial is to train on.
         """
         running = self._running[worker]
-        running.row = TrialRow.model_validate(running.row.model_dump() | dict(update))
+        known = dict(update)
+        config = running.row.proposed | known.pop("swept", {})
+        running.row = TrialRow.model_validate(running.row.model_dump() | known | {"config": config})
         if final:
             self._close(worker, "complete", objective)
             return False
@@ -333,7 +338,14 @@ class Dispatcher:
                 trial, algorithm, full = self._proposer.ask(self._choose(tried), {})
             tried.add(algorithm)
             needed = 0 if self._memory is None else self._memory(algorithm, full)
-            row = TrialRow(trial=trial.number, algorithm=algorithm, config=full, status="running", origin=origin)
+            row = TrialRow(
+                trial=trial.number,
+                algorithm=algorithm,
+                config=full,
+                proposed=full,
+                status="running",
+                origin=origin,
+            )
             refusal = self._refusal(row, needed, memory)
             if refusal is None:
                 return _Running(trial, row, self._budget.elapsed, needed, math.inf)
@@ -350,7 +362,7 @@ class Dispatcher:
             return f"would need {needed / 2**30:.1f} GiB of memory and the machine has {memory / 2**30:.1f} GiB for it"
         if not self._strategy.costs or not self._timed or self._budget.seconds is None:
             return None
-        expected = self._expected(row.algorithm, row.config)
+        expected = self._expected(row.algorithm, row.proposed)
         longest = self._budget.left
         if row.origin == "sampler":
             longest = min(longest, _LONGEST_SHARE * self._budget.seconds)
@@ -378,7 +390,7 @@ class Dispatcher:
             if standing.best is None:  # let its first result decide how much more it is worth
                 waiting.add(running.row.algorithm)
             so_far = self._budget.elapsed - running.began
-            expected = self._expected(running.row.algorithm, running.row.config) or 0.0
+            expected = self._expected(running.row.algorithm, running.row.proposed) or 0.0
             standing.spent += max(so_far, expected) if self._timed else 1.0
         open_ones = {name: standing for name, standing in standings.items() if name not in waiting}
         best = max(self._objectives, default=0.5)
@@ -426,4 +438,4 @@ class Dispatcher:
         if row.epochs_done:
             self._ladders.finished(row.trial, row.algorithm, objective, row.epochs_done)
         features = row.feature_seconds or 0.0
-        self._costs.observe(row.algorithm, row.config, (seconds - features) / (row.epochs_done or 1), features)
+        self._costs.observe(row.algorithm, row.proposed, (seconds - features) / (row.epochs_done or 1), features)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,6 +30,7 @@ from autoad.search.cluster import LocalWorkers, Workers, check_reachable, join_r
 from autoad.search.dispatch import Dispatcher, Listener, Suggestion
 from autoad.search.leaderboard import rank_trials
 from autoad.search.lease import Lease
+from autoad.search.memory import predict_memory
 from autoad.search.plan import DETERMINISTIC_EPOCHS, DETERMINISTIC_TRIALS, Plan, SearchRequest, make_plan
 from autoad.search.recovery import SCRATCH, close_search, outstanding, recover_lost_searches
 from autoad.search.space import load_spaces
@@ -271,6 +273,16 @@ def _budget(request: SearchRequest, spent: float) -> Budget:
     return Budget(trials, seconds, 1, request.patience, request.trial_timeout, before=spent)
 
 
+def _memory(task: TrialTask, algorithm: str, config: Mapping[str, Any]) -> int:
+    """Bytes that a trial is expected to take; one that cannot be will say so itself."""
+    try:
+        return predict_memory(
+            algorithm, config, train=len(task.train), selection=len(task.selection), runtime=task.runtime
+        )
+    except UsageError:
+        return 0
+
+
 def _first_trials(plan: Plan) -> list[Suggestion]:
     """The default of each algorithm, those that do not train before the others."""
     spaces = sorted(plan.spaces.values(), key=lambda space: get_algorithm(space.algorithm).iterative)
@@ -372,6 +384,7 @@ def _run_trials(
         known=rows,
         by_rank=task.synthetic,
         timed=not request.deterministic,
+        memory=None if plan.engine.name == "cuda" else functools.partial(_memory, task),
     )
     if dispatcher.finished:
         return False

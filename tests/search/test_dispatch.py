@@ -255,13 +255,12 @@ def test_out_of_memory_is_tried_again_once_and_alone() -> None:
 
 
 def test_a_resumed_search_counts_what_had_ended() -> None:
+    default = load_spaces(["dfm"])["dfm"].defaults()
+    ended = TrialRow(trial=0, algorithm="dfm", config={}, proposed=default, status="complete", seconds=5.0)
     known = [
-        TrialRow(
-            trial=0, algorithm="dfm", config=load_spaces(["dfm"])["dfm"].defaults(), status="complete", seconds=5.0,
-            validation=Metrics(image_auroc=0.8),
-        ),
+        ended.model_copy(update={"validation": Metrics(image_auroc=0.8)}),
         TrialRow(trial=1, algorithm="stfpm", config={}, status="stopped", seconds=5.0),
-    ]  # fmt: skip
+    ]
     bench = Bench(known=known, trials=2)
     bench.study.add_trials([optuna.create_trial(state=TrialState.FAIL)] * 2)
     bench.job()
