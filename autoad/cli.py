@@ -6,9 +6,13 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from autoad.database import Database
+    from autoad.schema import SearchEntry
 
 app = typer.Typer(
     name="autoad",
@@ -58,12 +62,15 @@ def search(
     ] = None,
     engine: Annotated[str, typer.Option(help="What runs the backbone: auto, openvino, torch or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of the backbone: auto, float32 or bfloat16.")] = "auto",
+    mlflow: Annotated[bool, typer.Option("--mlflow", help="Log to MLflow's database in the data folder too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Search algorithms and hyperparameters for a dataset; refit, calibrate and test the best."""
     from autoad.console import ConsoleListener, out, print_result
-    from autoad.search import DEFAULT_SECONDS, SearchRequest, run_search
+    from autoad.search import DEFAULT_SECONDS, SearchListener, SearchRequest, run_search
+    from autoad.search.trackers import FanOut, MlflowTracker, TensorBoardTracker
 
+    trackers: list[SearchListener] = [TensorBoardTracker(), *([MlflowTracker()] if mlflow else [])]
     default = DEFAULT_SECONDS if trials is None and not deterministic else None
     request = SearchRequest(
         data=data,
@@ -80,7 +87,7 @@ def search(
         engine=engine,
         precision=precision,
     )
-    result = run_search(request, ConsoleListener(objective))
+    result = run_search(request, FanOut(ConsoleListener(), *trackers))
     if as_json:
         out.out(result.model_dump_json(indent=2), highlight=False)
     else:
@@ -104,6 +111,52 @@ def leaderboard(
         out.out(result.model_dump_json(indent=2), highlight=False)
     else:
         print_result(result, top=top or len(result.leaderboard))
+
+
+@app.command()
+def searches(
+    name: Annotated[str | None, typer.Argument(help="Name or id of one search; all by default.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Watch a running search, the newest by default, until it ends.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Searches to list, newest first.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List searches, or follow one that another process carries out."""
+    from autoad.console import err, out, searches_table
+    from autoad.database import Database, describe_search, list_searches
+
+    database = Database()
+    try:
+        if follow:
+            entries = [_follow(database, name)]
+        else:
+            entries = list_searches(database, limit) if name is None else [describe_search(database, name)]
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    finally:
+        database.close()
+    if as_json:
+        out.out(json.dumps([entry.model_dump(mode="json") for entry in entries], indent=2), highlight=False)
+    elif entries:
+        out.print(searches_table(entries))
+    else:
+        out.print("there is no search yet; start one with: autoad search --data FOLDER")
+    for entry in entries:
+        if entry.hint is not None:
+            err.print(f"{entry.name} has stopped showing signs of life; go on with: {entry.hint}", style="red")
+    if follow and entries[0].status in {"failed", "lost"}:
+        raise typer.Exit(1)
+
+
+def _follow(database: Database, name: str | None) -> SearchEntry:
+    from autoad.console.devices import DevicesMeter
+    from autoad.console.follow import follow_search
+    from autoad.settings import get_settings
+
+    # A database that other machines can reach says nothing about where the search runs.
+    meter = None if get_settings().database_url else DevicesMeter()
+    return follow_search(database, name, meter=meter)
 
 
 @app.command()

@@ -7,7 +7,8 @@ SQLAlchemy address through ``AUTOAD_DATABASE_URL``. Pictures and models are file
 
 from __future__ import annotations
 
+from autoad.database._listing import describe_search, is_lost, list_searches, seconds_so_far
 from autoad.database._records import Search, Trial
 from autoad.database._session import Database
 
-__all__ = ["Database", "Search", "Trial"]
+__all__ = ["Database", "Search", "Trial", "describe_search", "is_lost", "list_searches", "seconds_so_far"]

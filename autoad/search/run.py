@@ -42,11 +42,17 @@ class SearchListener(Listener, Protocol):
     def say(self, text: str) -> None:
         """Something worth a line."""
 
+    def opened(self, search: SearchResult, rows: Sequence[TrialRow]) -> None:
+        """The search has its record in the database; ``rows`` are trials from before an interruption."""
+
     def begin(self, budget: Budget) -> None:
         """Trials begin."""
 
     def end(self) -> None:
         """Trials have ended."""
+
+    def closed(self, result: SearchResult) -> None:
+        """The search is over, in whatever way."""
 
 
 def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult:
@@ -69,12 +75,16 @@ def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult
         database.add_search(
             search_id, name, plan.dataset.hash, _request_record(request), summary.model_dump(mode="json")
         )
+        listener.opened(summary, ())
         try:
-            return _carry_out(plan, summary, settings, database, listener, started)
+            result = _carry_out(plan, summary, settings, database, listener, started)
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             database.update_search(search_id, status=status)
+            listener.closed(summary.model_copy(update={"status": status}))
             raise
+        listener.closed(result)
+        return result
     finally:
         database.close()
 
