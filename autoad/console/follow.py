@@ -14,7 +14,7 @@ from autoad.console.progress import Progress
 from autoad.database import Database, Search, describe_search, is_lost, seconds_so_far
 from autoad.schema import SearchEntry, TrialRow
 
-__all__ = ["follow_search"]
+__all__ = ["Follower", "follow_search"]
 
 _EARLIER_LINES = 10
 _NEVER = datetime.datetime.max
@@ -44,7 +44,7 @@ def follow_search(
         UsageError: there is no such search.
     """
     search = database.find_search(name)
-    follower = _Follower(database, search, console, meter)
+    follower = Follower(database, search, console, meter)
     follower.screen.start()
     try:
         while True:
@@ -59,10 +59,19 @@ def follow_search(
         follower.screen.status()
 
 
-class _Follower:
-    """Reads the rows that changed, and hands them to the screen."""
+class Follower:
+    """Reads the rows of a search that changed, and hands them to a screen.
 
-    def __init__(self, database: Database, search: Search, console: Console, meter: DevicesMeter | None) -> None:
+    Args:
+        database: where the rows are.
+        search: as it is now.
+        console: where to show it.
+        meter: looks at the devices, if the search runs on this machine.
+    """
+
+    def __init__(
+        self, database: Database, search: Search, console: Console = err, meter: DevicesMeter | None = None
+    ) -> None:
         self._database = database
         self._search = search
         self._read = time.monotonic()
@@ -74,7 +83,7 @@ class _Follower:
         progress.name = search.name
         progress.ends_at = search.request.get("seconds")
         progress.trial_limit = search.request.get("trials")
-        self._progress = progress
+        self.progress = progress
         self.screen = Screen(progress, console, meter)
 
     def _now(self) -> float:
@@ -94,7 +103,7 @@ class _Follower:
             ended = row.ended_after
             if ended is None and trial.finished is not None:
                 ended = (trial.finished - search.created).total_seconds()
-            self._progress.hear(row, began=began, ended=ended)
+            self.progress.hear(row, began=began, ended=ended)
             known = max(known, row.trial)
             if row.status == "running":
                 self._running.add(row.trial)
