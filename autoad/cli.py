@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from autoad.database import Database
-    from autoad.schema import SearchEntry
+    from autoad.schema import SearchEntry, SearchResult
 
 app = typer.Typer(
     name="autoad",
@@ -39,7 +39,12 @@ def _seconds(text: str) -> float:
 
 @app.command()
 def search(
-    data: Annotated[Path, typer.Option(help="Folder of pictures (MVTec layout, or good/ and bad/) or a manifest.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of pictures (MVTec layout, or good/ and bad/) or a manifest.")
+    ] = None,
+    resume: Annotated[
+        str, typer.Option(help="Name or id of an interrupted search to go on with; takes --time and --trials.")
+    ] = "",
     time: Annotated[
         str, typer.Option(help="Time for the whole search, such as 20m or 1h30m. Default 20m, or none with --trials.")
     ] = "",
@@ -60,17 +65,32 @@ def search(
     false_positive_rate: Annotated[
         float | None, typer.Option(help="Share of good pictures that may be called anomalous. Default 0.05.")
     ] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="End after so many finished trials in a row without a better one.")
+    ] = None,
+    trial_timeout: Annotated[
+        str, typer.Option(help="Time after which a trial counts as hanging. Default a quarter of --time, or 1h.")
+    ] = "",
     engine: Annotated[str, typer.Option(help="What runs the backbone: auto, openvino, torch or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of the backbone: auto, float32 or bfloat16.")] = "auto",
     mlflow: Annotated[bool, typer.Option("--mlflow", help="Log to MLflow's database in the data folder too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Search algorithms and hyperparameters for a dataset; refit, calibrate and test the best."""
-    from autoad.console import ConsoleListener, out, print_result
-    from autoad.search import DEFAULT_SECONDS, SearchListener, SearchRequest, run_search
+    from autoad.console import ConsoleListener
+    from autoad.errors import UsageError
+    from autoad.search import DEFAULT_SECONDS, SearchRequest, resume_search, run_search
     from autoad.search.trackers import FanOut, MlflowTracker, TensorBoardTracker
 
-    trackers: list[SearchListener] = [TensorBoardTracker(), *([MlflowTracker()] if mlflow else [])]
+    listener = FanOut(ConsoleListener(), TensorBoardTracker(), *([MlflowTracker()] if mlflow else []))
+    if resume:
+        if data is not None:
+            raise UsageError("--resume must stand without --data: a search keeps the pictures that it began with")
+        limit = _seconds(time) if time else None
+        _show(resume_search(resume, listener, seconds=limit, trials=trials), as_json)
+        return
+    if data is None:
+        raise UsageError("a search needs pictures: give --data FOLDER, or --resume NAME to go on with an earlier one")
     default = DEFAULT_SECONDS if trials is None and not deterministic else None
     request = SearchRequest(
         data=data,
@@ -84,10 +104,18 @@ def search(
         deterministic=deterministic,
         max_epochs=max_epochs,
         false_positive_rate=false_positive_rate,
+        patience=patience,
+        trial_timeout=_seconds(trial_timeout) if trial_timeout else None,
         engine=engine,
         precision=precision,
     )
-    result = run_search(request, FanOut(ConsoleListener(), *trackers))
+    _show(run_search(request, listener), as_json)
+
+
+def _show(result: SearchResult, as_json: bool) -> None:
+    """A search's result; an interrupted one ends the process as Ctrl-C does."""
+    from autoad.console import out, print_result
+
     if as_json:
         out.out(result.model_dump_json(indent=2), highlight=False)
     else:
@@ -143,8 +171,8 @@ def searches(
     else:
         out.print("there is no search yet; start one with: autoad search --data FOLDER")
     for entry in entries:
-        if entry.hint is not None:
-            err.print(f"{entry.name} has stopped showing signs of life; go on with: {entry.hint}", style="red")
+        if entry.hint is not None and (entry.status == "lost" or name is not None):
+            err.print(f"{entry.name} was cut off; go on with: {entry.hint}", style="red")
     if follow and entries[0].status in {"failed", "lost"}:
         raise typer.Exit(1)
 

@@ -12,6 +12,8 @@
     |-- WeightsError                a backbone's weights cannot be reached or are not what they should be
     |-- ArtifactError               a saved model is damaged, incomplete or of a newer schema
     |-- TrialError                  a trial could not be carried out (its reason goes on the leaderboard)
+    |-- StateError                  the metadata cannot be written, or the machinery does not come up; resume later
+    |-- LeaseLostError              another process carries the search out now
     `-- NoTrialSucceededError       a search ended without one usable model (exit code 3)
 
 A message says what is wrong, names the thing, and says what to do about it.
@@ -27,8 +29,10 @@ __all__ = [
     "AutoADError",
     "CalibrationError",
     "DatasetError",
+    "LeaseLostError",
     "NoTrialSucceededError",
     "SearchSpaceError",
+    "StateError",
     "TrialError",
     "UnknownNameError",
     "UnreadableImageError",
@@ -95,6 +99,14 @@ class ArtifactError(AutoADError):
 
 class TrialError(AutoADError):
     """One trial could not be carried out; the search goes on."""
+
+
+class StateError(AutoADError):
+    """A search had to stop, but what it has done is kept: resume it when the cause is mended."""
+
+
+class LeaseLostError(AutoADError):
+    """Another process has taken over what this one was doing."""
 
 
 class NoTrialSucceededError(AutoADError):

@@ -113,6 +113,7 @@ class TrialRow(_Record):
         variants: how many settings of post-fit hyperparameters were compared on the one fit; ``config`` has the best.
         peak_memory_mb: most memory that the trial took, beyond what its worker held before.
         model_mb: size of what was learnt.
+        feature_seconds: the part of ``seconds`` that went into getting its features.
         predicted_seconds: what the cost model had expected of ``seconds``; None before it could tell.
         attempts: how often it was begun; more than one after its worker was lost or ran out of memory.
         node: name of the machine that ran it.
@@ -136,6 +137,7 @@ class TrialRow(_Record):
     variants: int = 1
     peak_memory_mb: float | None = None
     model_mb: float | None = None
+    feature_seconds: float | None = None
     predicted_seconds: float | None = None
     attempts: int = 1
     node: str | None = None
@@ -201,14 +203,14 @@ class SearchEntry(_Record):
     """A search in the list of searches.
 
     Attributes:
-        status: as in :class:`SearchResult`; ``lost`` if it should be running but its process shows no sign of life.
+        status: as in :class:`SearchResult`; ``lost`` if it should be running but its process is gone.
         dataset: folder or manifest that was searched.
         trials: how many have ended.
         best: largest objective of a complete trial.
         champion: algorithm of the champion, once there is one.
         started: when, in UTC.
         seconds: time that it took so far.
-        hint: what can be done about a search that is lost.
+        hint: what can be done about a search that was cut off.
     """
 
     search_id: str

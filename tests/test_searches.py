@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from autoad.database import Database
+from autoad.database import Database, this_process
 from autoad.schema import Metrics, TrialRow
 from autoad.settings import Settings
 from tests.conftest import Run
@@ -53,8 +53,9 @@ class Following:
     """A command that follows a search which this process pretends to carry out."""
 
     def __init__(self, folder: Path, summary: dict[str, Any]) -> None:
+        self.folder = folder
         self.database = Database(Settings(data_dir=folder))
-        self.database.add_search("abc123", "bottle", "f" * 64, {}, summary)
+        self.database.add_search("abc123", "bottle", "f" * 64, {}, summary, owner=this_process())
         self.write(0, 0.5)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "autoad.cli", "searches", "bottle", "--follow"],
@@ -100,7 +101,19 @@ def interrupt(following: Following) -> None:
     following.process.send_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize(("end", "code", "line"), [(complete, 0, "trial   1"), (fail, 1, ""), (interrupt, 130, "")])
+def lose(following: Following) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        owner = f"{this_process().split('/')[0]}/{ended.pid}/1"
+    connection = sqlite3.connect(following.folder / "autoad.db")
+    with connection:
+        connection.execute("update searches set owner = ?", (owner,))
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "line"),
+    [(complete, 0, "trial   1"), (fail, 1, ""), (lose, 1, "--resume abc123"), (interrupt, 130, "")],
+)
 def test_following_ends_with_the_search(
     following: Following, end: Callable[[Following], None], code: int, line: str
 ) -> None:
@@ -110,7 +123,8 @@ def test_following_ends_with_the_search(
     assert line in err
     assert "Traceback" not in err
     assert ("bottle" in out) == (code != 130)
-    assert following.database.find_search("bottle").status == {0: "complete", 1: "failed", 130: "running"}[code]
+    left = {complete: "complete", fail: "failed", lose: "running", interrupt: "running"}
+    assert following.database.find_search("bottle").status == left[end], "following changes nothing"
 
 
 def get(address: str) -> Any:

@@ -87,12 +87,14 @@ class Follower:
         self.screen = Screen(progress, console, meter)
 
     def _now(self) -> float:
-        """The search's own time."""
+        """The search's own time; it is told every few seconds, and goes on in between."""
         return self._spent + (time.monotonic() - self._read if self._search.status == "running" else 0.0)
 
     def update(self, search: Search) -> None:
         """Take in what has changed; on a terminal, only the last of earlier trials get a line."""
-        self._search, self._spent, self._read = search, seconds_so_far(search), time.monotonic()
+        if search.status != "running" or search.spent != self._search.spent:
+            self._spent, self._read = max(self._now(), seconds_so_far(search)), time.monotonic()
+        self._search = search
         first, ended_rows = self._after is None, []
         known = -1 if self._after is None else self._after
         changed = self._database.changed_trials(search.id, known, self._running, self._since)

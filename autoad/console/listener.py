@@ -110,6 +110,7 @@ class ConsoleListener:
         start = time.monotonic()
         self._progress = Progress("image_auroc", lambda: time.monotonic() - start)
         self._screen = Screen(self._progress, console, DevicesMeter())
+        self._earlier: list[TrialRow] = []
 
     def say(self, text: str) -> None:
         """A line of its own."""
@@ -119,19 +120,17 @@ class ConsoleListener:
         """The search has a name, and trials if it goes on after an interruption."""
         self._progress.name = search.name
         self._progress.objective = search.objective
-        latest = max((row.ended_after or 0.0 for row in rows), default=0.0)
-        now = self._progress.clock()
-        for row in sorted(rows, key=lambda row: (row.ended_after or 0.0, row.trial)):
-            if row.status != "running":
-                ended = now - (latest - (row.ended_after or latest))
-                self._progress.hear(row, began=ended - (row.seconds or 0.0), ended=ended)
+        self._earlier = [row for row in rows if row.status != "running"]
 
     def begin(self, budget: Budget) -> None:
         """Trials begin."""
-        now = self._progress.clock()
-        self._progress.since = now - budget.elapsed
-        self._progress.trial_limit = budget.trials
-        self._progress.ends_at = None if budget.seconds is None else self._progress.since + budget.seconds
+        progress = self._progress
+        progress.since = progress.clock() - budget.elapsed
+        progress.trial_limit = budget.trials
+        progress.ends_at = None if budget.seconds is None else progress.since + budget.seconds
+        for row in sorted(self._earlier, key=lambda row: (row.ended_after or 0.0, row.trial)):
+            began, ended = (progress.since + (moment or 0.0) for moment in (row.started_after, row.ended_after))
+            progress.hear(row, began=began, ended=ended)
         self._screen.start()
 
     def end(self) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 
+from autoad.database._owner import is_gone
 from autoad.database._records import Search, utc_now
 from autoad.database._session import Database
 from autoad.schema import Objective, SearchEntry
 
-__all__ = ["LOST_AFTER", "describe_search", "is_lost", "list_searches", "seconds_so_far"]
-
-LOST_AFTER = 30.0
-"""Seconds without a heartbeat after which the process of a running search is taken for dead."""
+__all__ = ["describe_search", "is_lost", "list_searches", "seconds_so_far"]
 
 
 def list_searches(database: Database, limit: int | None = None) -> list[SearchEntry]:
@@ -29,26 +27,22 @@ def describe_search(database: Database, name: str | None = None) -> SearchEntry:
     return _entries(database, [database.find_search(name)])[0]
 
 
-def is_lost(search: Search, now: datetime.datetime | None = None) -> bool:
-    """Whether a search should be running but its process has shown no sign of life for :data:`LOST_AFTER` seconds."""
-    silence = (now or utc_now()) - _aware(search.heartbeat or search.created)
-    return search.status == "running" and silence.total_seconds() > LOST_AFTER
+def is_lost(search: Search) -> bool:
+    """Whether a search should be running but its process is gone, so that it can be resumed."""
+    return search.status == "running" and (search.owner is None or is_gone(search.owner, search.heartbeat))
 
 
-def seconds_so_far(search: Search, now: datetime.datetime | None = None) -> float:
-    """The search's own time; interruptions do not count."""
-    now = now or utc_now()
+def seconds_so_far(search: Search) -> float:
+    """The search's own time; interruptions do not count. Of a running search it is known to within some seconds."""
     if search.status != "running":
         done: float = search.summary["seconds"]
-        return done or search.spent or (_aware(search.finished or now) - _aware(search.created)).total_seconds()
-    if search.heartbeat is None:
-        return (now - _aware(search.created)).total_seconds()
-    silence = (now - _aware(search.heartbeat)).total_seconds()
-    return search.spent + (silence if silence < LOST_AFTER else 0.0)
+        return done or search.spent
+    if search.heartbeat is None or is_lost(search):
+        return search.spent
+    return search.spent + (utc_now() - _aware(search.heartbeat)).total_seconds()
 
 
 def _entries(database: Database, searches: Sequence[Search]) -> list[SearchEntry]:
-    now = utc_now()
     trials = database.count_ended([search.id for search in searches])
     by_objective: dict[Objective, list[str]] = {}
     for search in searches:
@@ -58,7 +52,7 @@ def _entries(database: Database, searches: Sequence[Search]) -> list[SearchEntry
         best |= database.best_values(ids, objective)
     entries = []
     for search in searches:
-        lost = is_lost(search, now)
+        lost = is_lost(search)
         champion = search.summary["champion"]
         entries.append(
             SearchEntry.model_validate(
@@ -72,8 +66,8 @@ def _entries(database: Database, searches: Sequence[Search]) -> list[SearchEntry
                     "best": best.get(search.id),
                     "champion": None if champion is None else champion["algorithm"],
                     "started": _aware(search.created),
-                    "seconds": round(seconds_so_far(search, now), 1),
-                    "hint": f"autoad search --resume {search.id}" if lost else None,
+                    "seconds": round(seconds_so_far(search), 1),
+                    "hint": f"autoad search --resume {search.id}" if lost or search.status == "interrupted" else None,
                 }
             )
         )

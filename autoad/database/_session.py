@@ -13,11 +13,12 @@ import alembic.command
 import alembic.util
 import sqlalchemy
 from alembic.config import Config
-from sqlalchemy import event, func, select
+from sqlalchemy import event, func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from autoad.database._owner import is_gone
 from autoad.database._records import Search, Trial, utc_now
-from autoad.errors import UsageError
+from autoad.errors import LeaseLostError, UsageError
 from autoad.schema import Objective, TrialRow
 from autoad.settings import Settings, get_settings
 
@@ -81,9 +82,16 @@ class Database:
             yield session
 
     def add_search(
-        self, search_id: str, name: str, dataset_hash: str, request: dict[str, Any], summary: dict[str, Any]
+        self,
+        search_id: str,
+        name: str,
+        dataset_hash: str,
+        request: dict[str, Any],
+        summary: dict[str, Any],
+        *,
+        owner: str | None = None,
     ) -> None:
-        """Record that a search begins.
+        """Record that a search begins, carried out by ``owner``.
 
         Raises:
             UsageError: the project already has a search of that name.
@@ -99,6 +107,8 @@ class Database:
                         dataset_hash=dataset_hash,
                         request=request,
                         summary=summary,
+                        owner=owner,
+                        heartbeat=utc_now(),
                     )
                 )
         except sqlalchemy.exc.IntegrityError as error:
@@ -115,6 +125,64 @@ class Database:
             if status is not None:
                 search.status = status
                 search.finished = None if status == "running" else utc_now()
+                search.owner = search.owner if status == "running" else None
+
+    def take_over(self, search_id: str, owner: str) -> Search:
+        """Become the owner of a search that nobody carries out any more.
+
+        Raises:
+            UsageError: somebody does.
+        """
+        with self._transaction() as session:
+            search = session.get_one(Search, search_id)
+            if search.owner is not None and not is_gone(search.owner, search.heartbeat):
+                raise UsageError(
+                    f"the search {search.name!r} is being carried out by process {search.owner}; wait for its end, or "
+                    "stop it first"
+                )
+            mine = {"owner": owner, "heartbeat": utc_now(), "status": "running", "finished": None}
+            same = update(Search).where(Search.id == search_id, Search.owner.is_not_distinct_from(search.owner))
+            if (
+                session.scalar(same.values(mine).returning(Search.id)) is None
+            ):  # two came at once, and the other was first
+                raise UsageError(f"the search {search.name!r} has just been taken over by another process")
+            session.refresh(search)
+            return search
+
+    def renew(self, search_id: str, owner: str, spent: float) -> None:
+        """Say that the owner is alive, and how long the search has taken, in seconds.
+
+        Raises:
+            LeaseLostError: the search has another owner now.
+        """
+        with self._transaction() as session:
+            self._renew(session, search_id, owner, {"spent": spent})
+
+    def lost_searches(self) -> Sequence[Search]:
+        """Searches of the project that are marked as running though their owner is gone."""
+        query = select(Search).where(Search.project == self.project, Search.status == "running")
+        with self._sessions() as session:
+            return [s for s in session.scalars(query) if s.owner is None or is_gone(s.owner, s.heartbeat)]
+
+    def write_fingerprint(self, search_id: str, fingerprint: list[float]) -> None:
+        """Record what the search's pictures look like."""
+        with self._transaction() as session:
+            session.get_one(Search, search_id).fingerprint = fingerprint
+
+    def fingerprinted_searches(self) -> Sequence[Search]:
+        """Complete searches of the project that have a fingerprint, oldest first."""
+        query = select(Search).where(
+            Search.project == self.project, Search.status == "complete", Search.fingerprint.is_not(None)
+        )
+        with self._sessions() as session:
+            return session.scalars(query.order_by(Search.created)).all()
+
+    @staticmethod
+    def _renew(session: Session, search_id: str, owner: str, values: dict[str, Any]) -> None:
+        """One statement that checks and locks: whoever takes the search over comes before it, or after the commit."""
+        mine = update(Search).where(Search.id == search_id, Search.owner == owner)
+        if session.scalar(mine.values(heartbeat=utc_now(), **values).returning(Search.id)) is None:
+            raise LeaseLostError(f"another process has taken over the search {search_id}; this one writes nothing more")
 
     def find_search(self, name: str | None = None) -> Search:
         """The search of that name or id, or the newest one.
@@ -135,10 +203,16 @@ class Database:
             raise UsageError("there is no search yet; start one with: autoad search --data FOLDER")
         raise UsageError(f"there is no search {name!r}; the newest are: {', '.join(s.name for s in known)}")
 
-    def write_trial(self, search_id: str, row: TrialRow) -> None:
-        """Insert or replace the row of a trial."""
+    def write_trial(self, search_id: str, row: TrialRow, *, owner: str | None = None) -> None:
+        """Insert or replace the row of a trial.
+
+        Raises:
+            LeaseLostError: ``owner`` is given and the search has another one now.
+        """
         finished = None if row.status == "running" else utc_now()
         with self._transaction() as session:
+            if owner is not None:
+                self._renew(session, search_id, owner, {})
             trial = session.get(Trial, (search_id, row.trial))
             if trial is None:
                 trial = Trial(search_id=search_id, number=row.trial, project=self.project)

@@ -1,389 +1,268 @@
-"""Ray Tune runs the trials, Optuna proposes them.
+"""Ray Tune runs the workers, the :class:`~autoad.search.dispatch.Dispatcher` tells them what to try.
 
-Tune sees three small things: a class :class:`TrialActor` that it keeps alive from trial to trial, a
-:class:`StudySearcher` that asks the Optuna study and tells it the results, and :class:`AlgorithmLadders`, one
-successive-halving ladder for each algorithm.
+To Tune a trial is a worker: a :class:`WorkerActor` that lives as long as the search and goes from one configuration to
+the next. Tune places workers on the machines that there are, starts another when one dies or a machine joins, and hands
+their results to :class:`_Conductor`, which answers with the next job. (Tune's own way, a new trial for each
+configuration with ``reuse_actors``, restarts an actor for every other one of a few seconds.)
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
-import optuna
 import ray
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from autoad.algorithms import get_algorithm
-from autoad.schema import TrialRow
-from autoad.search.space import Space, suggest_config
+from autoad.errors import AutoADError, LeaseLostError, StateError
+from autoad.search.cluster import Workers
+from autoad.search.dispatch import Dispatcher, Job
 from autoad.search.trial import TrialReport, TrialTask, TrialWorker
 
-__all__ = ["Budget", "Listener", "StudySearcher", "Workers", "local_ray", "run_trials"]
+__all__ = ["run_trials"]
 
-_LADDER_START, _LADDER_FACTOR, _LADDER_END = 3, 3, 10_000
-_TRIAL_SHARE = 0.06
-_NO_NEW_TRIALS = 0.02
+_IDLE_SECONDS = 0.1
+_FRUITLESS_STARTS = 3
+"""Workers in a row, for each place, that may die before their first job."""
 
-
-class Listener(Protocol):
-    """Hears how the search goes."""
-
-    def started(self, row: TrialRow) -> None:
-        """A trial begins."""
-
-    def reported(self, row: TrialRow) -> None:
-        """A trial that trains was evaluated on its way; the row says where it stands."""
-
-    def finished(self, row: TrialRow) -> None:
-        """A trial has ended, in whatever way."""
+_OVERRUN = 1.0
+"""Seconds by which trials may overrun the budget."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Workers:
-    """How many trials run at once, and what each may use."""
-
-    count: int
-    gpus_each: float = 0.0
-
-
-@dataclasses.dataclass
-class Budget:
-    """How much may be spent on trials.
-
-    Attributes:
-        trials: number of trials; None for no limit.
-        seconds: wall-clock time from ``started``; None for no limit.
-        workers: trials that run side by side.
-    """
-
-    trials: int | None
-    seconds: float | None
-    workers: int
-    started: float = dataclasses.field(default_factory=time.monotonic)
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self.started
-
-    def is_spent(self, asked: int) -> bool:
-        """Whether no further trial should begin after ``asked`` ones."""
-        if self.trials is not None and asked >= self.trials:
-            return True
-        return self.seconds is not None and self.elapsed > self.seconds * (1 - _NO_NEW_TRIALS)
-
-    def share(self) -> float | None:
-        """Seconds for which the next trial of an algorithm that trains may fit; None for no limit."""
-        if self.seconds is None:
-            return None
-        return max(0.0, min(_TRIAL_SHARE * self.seconds * self.workers, self.seconds - self.elapsed))
-
-
-class TrialActor(tune.Trainable):  # type: ignore[misc]
-    """A worker process that runs one trial after another: imports and masks are loaded once."""
+class WorkerActor(tune.Trainable):  # type: ignore[misc]
+    """A worker process: imports and masks are loaded once, then it runs one trial after another."""
 
     def setup(self, config: dict[str, Any], task: TrialTask) -> None:
-        """Start the first trial."""
+        """Get ready for the first job."""
         import torch
 
         torch.set_num_threads(1)
         self._worker = TrialWorker(task)
-        self.reset_config(config)
+        self._reports: Iterator[TrialReport] | None = None
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Start another trial in this process."""
-        self.config = new_config
-        self._reports: Iterator[TrialReport] = self._worker.run(
-            new_config["algorithm"],
-            new_config["config"],
-            seconds=new_config["seconds"],
-            exact_above=new_config["exact_above"],
-        )
-        return True
+    def assign(self, job: Job) -> None:
+        """Take another job; what was under way is dropped."""
+        self._reports = self._worker.run(job.algorithm, job.config, seconds=job.seconds, exact_above=job.exact_above)
 
     def step(self) -> dict[str, Any]:
         """Go on to the next evaluation; a failure is a result with its reason, never an exception."""
+        if self._reports is None:
+            time.sleep(_IDLE_SECONDS)
+            return {"idle": True}
         try:
             report = next(self._reports)
         except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
-            return {"objective": float("nan"), "failure": reason, "final": True, "done": True}
-        return {
-            "objective": report.objective,
-            "epochs_done": report.epochs_done or 0,
-            "final": report.final,
-            "done": report.final,
-            "report": {
-                "validation": report.validation.model_dump(),
-                "by_kind": report.by_kind,
-                "epochs_done": report.epochs_done,
-                "budget_limited": report.budget_limited,
-                "exact": report.exact,
-                "latency_ms": report.latency_ms,
-            },
-        }
+            self._reports = None
+            return {"failure": f"{type(error).__name__}: {str(error).strip() or 'no message'}"}
+        if report.final:
+            self._reports = None
+        return {"report": report}
 
 
-class StudySearcher(Searcher):  # type: ignore[misc]
-    """Hands the study's proposals to Tune and Tune's results to the study.
+class _Conductor(FIFOScheduler):  # type: ignore[misc]
+    """Answers each result of a worker with what it is to do next."""
 
-    A trial's row is committed through ``commit`` before the study is told, so that the study never knows of a result
-    that the database has lost.
+    def __init__(self, dispatcher: Dispatcher, places: Callable[[], int]) -> None:
+        super().__init__()
+        self._dispatcher = dispatcher
+        self._places = places
+        self._actors: dict[str, Any] = {}
+        self._fruitless = 0
+        self.error: AutoADError | None = None
+        self.interrupted = False
 
-    Args:
-        study: the Optuna study; its queue of proposals is used up first.
-        spaces: search space by algorithm.
-        budget: when to stop proposing.
-        commit: stores a row.
-        listener: is told of trials that begin and end.
-        by_rank: whether the leaderboard is ordered by ranks over synthetic kinds rather than by the objective.
-    """
+    @property
+    def over(self) -> bool:
+        """Whether the run is to end."""
+        return self.error is not None or self.interrupted or self._dispatcher.finished
 
-    def __init__(
-        self,
-        study: optuna.Study,
-        spaces: dict[str, Space],
-        budget: Budget,
-        commit: Callable[[TrialRow], None],
-        listener: Listener,
-        *,
-        by_rank: bool = False,
-    ) -> None:
-        super().__init__(metric="objective", mode="max")
-        self._by_rank = by_rank
-        self._study = study
-        self._spaces = spaces
-        self._budget = budget
-        self._commit = commit
-        self._listener = listener
-        self._live: dict[str, tuple[optuna.Trial, TrialRow, float]] = {}
-        self._last: dict[str, dict[str, Any]] = {}
-        self._objectives: list[float] = []
-        self._asked = 0
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """A worker has got somewhere, or has nothing to do."""
+        try:
+            return self._answer(trial, result)
+        except AutoADError as error:
+            self.error = error
+            return str(TrialScheduler.STOP)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next trial; None while all workers are busy, ``FINISHED`` when the budget is spent."""
-        if len(self._live) >= self._budget.workers:
-            return None
-        if self._budget.is_spent(self._asked):
-            finished: dict[str, Any] = Searcher.FINISHED
-            return finished
-        trial = self._study.ask()
-        self._asked += 1
-        algorithm, config = suggest_config(trial, self._spaces)
-        row = TrialRow(trial=trial.number, algorithm=algorithm, config=config, status="running")
-        self._commit(row)
-        self._live[trial_id] = (trial, row, time.monotonic())
-        self._listener.started(row)
-        best = sorted(self._objectives, reverse=True)
-        return {
-            "algorithm": algorithm,
-            "config": config,
-            "seconds": self._budget.share(),
-            # A trial below the fifth best of those that have finished cannot end among the first five; where ranks
-            # over synthetic kinds decide, it can.
-            "exact_above": best[4] if len(best) >= 5 and not self._by_rank else float("-inf"),
-        }
+    def _answer(self, trial: Any, result: dict[str, Any]) -> str:
+        worker = trial.trial_id
+        self._actors[worker] = trial.temporary_state.ray_actor
+        if "failure" in result:
+            self._dispatcher.failed(worker, result["failure"])
+        elif "report" in result:
+            report: TrialReport = result["report"]
+            if self._dispatcher.report(worker, _row_update(report), report.objective, final=report.final):
+                return str(TrialScheduler.CONTINUE)
+        if self.over:
+            return str(TrialScheduler.STOP)
+        job = self._dispatcher.next_job(worker)
+        if job is not None:
+            self._fruitless = 0
+            # A worker's calls are carried out in order, so this comes before the step that Tune asks for next.
+            self._actors[worker].assign.remote(job)
+        return str(TrialScheduler.CONTINUE)
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Remember an intermediate evaluation."""
-        self._last[trial_id] = result
-        if trial_id in self._live and result.get("epochs_done"):
-            self._live[trial_id][0].report(result["objective"], int(result["epochs_done"]))
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """A worker has died."""
+        worker = trial.trial_id
+        self._actors.pop(worker, None)
+        if worker not in self._dispatcher.running():
+            self._fruitless += 1
+            if self._fruitless > _FRUITLESS_STARTS * max(1, self._places()):
+                self.error = StateError(f"no worker process comes up: {_reason(trial)}")
+            return
+        try:
+            self._dispatcher.lost(worker, "its process died, most likely out of memory")
+        except AutoADError as error:
+            self.error = error
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A trial is over: finished, pruned by its ladder, failed, or its process died."""
-        result = result or self._last.get(trial_id)
-        if result is not None and result.get("failure"):
-            self._close(trial_id, "failed", None, reason=result["failure"])
-        elif error:
-            self._close(trial_id, "failed", None, reason="its process died, most likely out of memory")
-        elif result is None or "objective" not in result:
-            self._close(trial_id, "stopped", None, reason="the search ended first")
-        else:
-            self._close(trial_id, "complete" if result.get("final") else "pruned", result)
+    def watch(self) -> bool:
+        """Kill what hangs; whether the run is to end at once. Called several times a second."""
+        for worker in self._dispatcher.overdue():
+            self._kill(worker)
+        if self.error is None and not self.interrupted and not self._dispatcher.overran(_OVERRUN):
+            return False
+        for worker in list(self._actors):
+            self._kill(worker)
+        return True
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune snapshots its searcher, but the truth is in the study and in the database."""
+        """Nothing: Tune snapshots its scheduler, but the truth is in the database."""
+        return {}
+
+    def _kill(self, worker: str) -> None:
+        actor = self._actors.pop(worker, None)
+        if actor is not None:
+            ray.kill(actor)
+
+
+def _row_update(report: TrialReport) -> dict[str, Any]:
+    """What a report says of its trial's row."""
+    return {
+        "validation": report.validation.model_dump(),
+        "by_kind": report.by_kind,
+        "epochs_done": report.epochs_done,
+        "budget_limited": report.budget_limited,
+        "exact": report.exact,
+        "latency_ms": report.latency_ms,
+    }
+
+
+def _reason(trial: Any) -> str:
+    error = trial.get_error()
+    return "unknown" if error is None else str(error).strip().splitlines()[-1]
+
+
+class _Pool(Searcher):  # type: ignore[misc]
+    """Asks Tune for as many workers as there are places."""
+
+    def __init__(self, conductor: _Conductor, places: Callable[[], int]) -> None:
+        super().__init__(metric="objective", mode="max")
+        self._conductor = conductor
+        self._places = places
+        self._alive: set[str] = set()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """One more worker; None while all places are taken, ``FINISHED`` when the run is to end."""
+        if self._conductor.over:
+            finished: dict[str, Any] = Searcher.FINISHED
+            return finished
+        if len(self._alive) >= self._places():
+            return None
+        self._alive.add(trial_id)
+        return {}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """A worker has ended."""
+        self._alive.discard(trial_id)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: the conductor hears of it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing; see the conductor."""
         return {}
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing to save; see :meth:`__getstate__`."""
 
-    def sweep(self) -> None:
-        """Close the trials that were running when the search ended."""
-        for trial_id in list(self._live):
-            self._close(trial_id, "stopped", self._last.get(trial_id), reason="the search ended first")
-
-    def _close(self, trial_id: str, status: Any, result: dict[str, Any] | None, reason: str | None = None) -> None:
-        if trial_id not in self._live:
-            return
-        trial, row, started = self._live.pop(trial_id)
-        self._last.pop(trial_id, None)
-        update: dict[str, Any] = {"status": status, "reason": reason, "seconds": round(time.monotonic() - started, 3)}
-        if result is not None:
-            update |= _unflatten(result, "report")
-        row = TrialRow.model_validate(row.model_dump() | update)
-        self._commit(row)
-        if status == "complete" and result is not None:
-            self._objectives.append(float(result["objective"]))
-            self._study.tell(trial, float(result["objective"]))
-        elif status == "pruned":
-            self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        else:
-            trial.set_user_attr("reason", reason)
-            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        self._listener.finished(row)
-
-
-def _unflatten(result: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The part of Tune's flattened result below ``prefix/`` as nested dictionaries."""
-    if prefix in result:
-        nested: dict[str, Any] = result[prefix]
-        return nested
-    tree: dict[str, Any] = {}
-    for key, value in result.items():
-        if key.startswith(f"{prefix}/"):
-            *parents, leaf = key.split("/")[1:]
-            node = tree
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = value
-    return tree
-
-
-class AlgorithmLadders(FIFOScheduler):  # type: ignore[misc]
-    """Asynchronous successive halving (Li et al., 2020) with a ladder of its own for each algorithm.
-
-    A flow after three epochs is compared with other flows after three epochs, never with a finished memory bank;
-    algorithms that do not iterate run undisturbed.
-    """
-
-    def __init__(self, algorithms: list[str]) -> None:
-        super().__init__()
-        self._ladders = {
-            name: AsyncHyperBandScheduler(
-                time_attr="epochs_done",
-                metric="objective",
-                mode="max",
-                grace_period=_LADDER_START,
-                reduction_factor=_LADDER_FACTOR,
-                max_t=_LADDER_END,
-            )
-            for name in algorithms
-            if get_algorithm(name).iterative
-        }
-
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """The ladders know what to maximise."""
-        return True
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Enter a trial into its ladder."""
-        if ladder := self._ladders.get(trial.config["algorithm"]):
-            ladder.on_trial_add(tune_controller, trial)
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Stop a trial that is not among the best third of its ladder at this rung."""
-        ladder = self._ladders.get(trial.config["algorithm"])
-        if ladder is None or result.get("final"):
-            return str(TrialScheduler.CONTINUE)
-        return str(ladder.on_trial_result(tune_controller, trial, result))
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Let what a finished trial reached count at its rung."""
-        ladder = self._ladders.get(trial.config["algorithm"])
-        if ladder is not None and not result.get("failure"):
-            ladder.on_trial_complete(tune_controller, trial, result)
-
 
 class _Stop(tune.Stopper):  # type: ignore[misc]
-    """Ends the run on Ctrl-C and when trials overrun the budget."""
+    """Lets the conductor look after the workers between results."""
 
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-        self.interrupted = False
+    def __init__(self, conductor: _Conductor) -> None:
+        self._conductor = conductor
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        overrun = self._budget.seconds is not None and self._budget.elapsed > self._budget.seconds
-        return self.interrupted or overrun
+        return self._conductor.watch()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing; see the conductor."""
+        return {}
 
 
-@contextmanager
-def local_ray(workers: Workers) -> Iterator[None]:
-    """A Ray instance of our own that listens on loopback only, and leaves nothing behind."""
-    # A Unix socket's path must stay below 108 characters, so this cannot lie in the data folder.
-    folder = tempfile.mkdtemp(prefix="autoad-ray-")
-    try:
-        ray.init(
-            address="local",
-            num_cpus=workers.count,
-            num_gpus=None if workers.gpus_each else 0,
-            object_store_memory=200 * 2**20,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=folder,
-        )
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def run_trials(
-    searcher: StudySearcher, task: TrialTask, workers: Workers, budget: Budget, algorithms: list[str], folder: Path
-) -> bool:
+def run_trials(dispatcher: Dispatcher, task: TrialTask, workers: Workers, folder: Path) -> bool:
     """Run trials until the budget is spent; Ray must be up.
 
+    Args:
+        dispatcher: decides.
+        task: what all trials share.
+        workers: how many there are, and what each may use.
+        folder: for Tune's own records, which nobody reads.
+
     Returns:
-        Whether the run was interrupted (Ctrl-C).
+        Whether the run was interrupted (Ctrl-C, or a request to terminate).
+
+    Raises:
+        AutoADError: the database cannot be written, or no worker comes up.
     """
-    stop = _Stop(budget)
+
+    def places() -> int:
+        return workers.count
+
+    conductor = _Conductor(dispatcher, places)
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        stop.interrupted = True
+        conductor.interrupted = True
 
-    trainable = tune.with_resources(tune.with_parameters(TrialActor, task=task), {"cpu": 1, "gpu": workers.gpus_each})
+    trainable = tune.with_resources(tune.with_parameters(WorkerActor, task=task), {"cpu": 1, "gpu": workers.gpus_each})
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             metric="objective",
             mode="max",
-            search_alg=searcher,
-            scheduler=AlgorithmLadders(algorithms),
+            search_alg=_Pool(conductor, places),
+            scheduler=conductor,
             num_samples=-1,
-            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name="trials",
+            name="workers",
             storage_path=str(folder.absolute()),
-            stop=stop,
+            stop=_Stop(conductor),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    before = signal.signal(signal.SIGINT, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         tuner.fit()
     finally:
-        signal.signal(signal.SIGINT, before)
-        searcher.sweep()
-    return stop.interrupted
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if not isinstance(conductor.error, StateError | LeaseLostError):
+            dispatcher.stop("the search ended first")
+    if conductor.error is not None:
+        raise conductor.error
+    return conductor.interrupted

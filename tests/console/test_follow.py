@@ -18,6 +18,8 @@ from autoad.settings import Settings
 from tests.console.conftest import trial
 from tests.console.test_listener import Terminal, opened
 
+_ELSEWHERE = "another-machine/1/1"  # whose processes are known by their heartbeat only
+
 
 class Story:
     """A database in which another process carries out a search, one step whenever the follower sleeps."""
@@ -39,7 +41,7 @@ class Story:
 
     def add(self, name: str, search_id: str) -> None:
         summary = opened(name).model_copy(update={"search_id": search_id}).model_dump(mode="json")
-        self.database.add_search(search_id, name, "f" * 64, {"seconds": None, "trials": 9}, summary)
+        self.database.add_search(search_id, name, "f" * 64, {"seconds": None, "trials": 9}, summary, owner=_ELSEWHERE)
         self.beat(search_id, 0.0)
 
     def beat(self, search_id: str, ago: float) -> None:

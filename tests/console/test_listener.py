@@ -137,7 +137,7 @@ def test_trials_from_before_an_interruption_count() -> None:
         trial(n, value=0.9 - n / 10, seconds=5.0, started_after=10.0 * n, ended_after=10.0 * n + 5) for n in (0, 1)
     ]
     listener.opened(opened(), [*earlier, trial(2)])
-    listener.begin(Budget(trials=10, seconds=None, workers=1))
+    listener.begin(Budget(trials=10, seconds=None, workers=1, before=15.0))
     screen = "\n".join(terminal.lines)
     listener.end()
     assert "2 of 10 trials" in screen

@@ -13,8 +13,8 @@ from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from autoad.errors import UsageError
 from autoad.schema import DatasetSummary, Metrics, SearchResult, TrialRow
+from autoad.search.budget import Budget
 from autoad.search.trackers import FanOut, MlflowTracker, TensorBoardTracker
-from autoad.search.tuning import Budget
 
 
 def search(**fields: Any) -> SearchResult:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from autoad.schema import SearchResult, TrialRow
 
 if TYPE_CHECKING:
+    from autoad.search.budget import Budget
     from autoad.search.run import SearchListener
-    from autoad.search.tuning import Budget
 
 __all__ = ["FanOut"]
 

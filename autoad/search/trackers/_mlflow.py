@@ -16,7 +16,7 @@ from autoad.search.trackers._values import metrics, parameters
 from autoad.settings import Settings, get_settings
 
 if TYPE_CHECKING:
-    from autoad.search.tuning import Budget
+    from autoad.search.budget import Budget
 
 __all__ = ["MlflowTracker"]
 
