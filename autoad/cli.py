@@ -74,6 +74,7 @@ def search(
     engine: Annotated[str, typer.Option(help="What runs the backbone: auto, openvino, torch or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of the backbone: auto, float32 or bfloat16.")] = "auto",
     mlflow: Annotated[bool, typer.Option("--mlflow", help="Log to MLflow's database in the data folder too.")] = False,
+    address: Annotated[str, typer.Option(help="HOST:PORT of a running Ray cluster that this machine belongs to.")] = "",
     as_json: Json = False,
 ) -> None:
     """Search algorithms and hyperparameters for a dataset; refit, calibrate and test the best."""
@@ -108,6 +109,7 @@ def search(
         trial_timeout=_seconds(trial_timeout) if trial_timeout else None,
         engine=engine,
         precision=precision,
+        address=address,
     )
     _show(run_search(request, listener), as_json)
 

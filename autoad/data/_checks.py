@@ -56,7 +56,14 @@ def check(listing: Listing) -> Dataset:
             " (PNG, JPEG, BMP, TIFF or WebP, in train/good, in good, or in the folder itself)"
         )
     pictures = tuple(
-        Picture(one.listed.path, one.sha256, one.listed.label, one.mask, one.listed.split)
+        Picture(
+            one.listed.path,
+            one.sha256,
+            one.listed.label,
+            one.mask,
+            one.listed.split,
+            mask_sha256=one.mask_sha256 if one.mask else None,
+        )
         for one in sorted(kept, key=lambda one: one.listed.path)
     )
     return Dataset(
@@ -65,7 +72,6 @@ def check(listing: Listing) -> Dataset:
         layout=listing.layout,
         pictures=pictures,
         skipped=tuple(sorted(unreadable + duplicates, key=lambda skipped: skipped.path)),
-        mask_sha256={one.sha256: one.mask_sha256 for one in kept if one.mask},
     )
 
 

@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from autoad.files import read_file
+
 __all__ = ["GOOD", "Picture", "Split"]
 
 GOOD = "good"
@@ -23,6 +25,7 @@ class Picture:
         mask: file of the defect's mask, None where there is none.
         split: what the layout or manifest says of it; empty when the dataset leaves the choice to autoad.
         synthetic: whether the defect was drawn by autoad.
+        mask_sha256: of the mask file's bytes, where it is known.
     """
 
     path: Path
@@ -31,6 +34,7 @@ class Picture:
     mask: Path | None = None
     split: Split = ""
     synthetic: bool = False
+    mask_sha256: str | None = dataclasses.field(default=None, compare=False)
 
     @property
     def is_normal(self) -> bool:
@@ -38,5 +42,19 @@ class Picture:
         return self.label == GOOD
 
     def read(self) -> bytes:
-        """The file's bytes."""
-        return self.path.read_bytes()
+        """The file's bytes, wherever this process runs.
+
+        Raises:
+            OSError: there is no such file.
+            FileStoreError: it is not the file that it was, or cannot be fetched.
+        """
+        return read_file(self.path, self.sha256)
+
+    def read_mask(self) -> bytes | None:
+        """The bytes of the mask's file, None where there is none.
+
+        Raises:
+            OSError: there is no such file.
+            FileStoreError: it is not the file that it was, or cannot be fetched.
+        """
+        return None if self.mask is None else read_file(self.mask, self.mask_sha256)

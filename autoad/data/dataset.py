@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,7 +45,6 @@ class Dataset:
         layout: ``"mvtec"``, ``"folder"`` or ``"manifest"``.
         pictures: in the order of their paths.
         skipped: files that were left out.
-        mask_sha256: of the masks' bytes, by the sha256 of their pictures.
     """
 
     name: str
@@ -54,12 +52,11 @@ class Dataset:
     layout: str
     pictures: tuple[Picture, ...]
     skipped: tuple[Skipped, ...] = ()
-    mask_sha256: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @functools.cached_property
     def hash(self) -> str:
         """Hex sha256 over what the pictures are (bytes, label, split, mask), whatever their names and order."""
-        identities = sorted((p.sha256, p.label, p.split, self._mask_sha256_of(p) or "") for p in self.pictures)
+        identities = sorted((p.sha256, p.label, p.split, _mask_sha256(p) or "") for p in self.pictures)
         return hashlib.sha256(json.dumps(identities).encode()).hexdigest()
 
     def counts(self) -> dict[str, int]:
@@ -81,7 +78,7 @@ class Dataset:
                 "label": p.label,
                 "split": p.split,
                 "mask": None if p.mask is None else str(p.mask),
-                "mask_sha256": self._mask_sha256_of(p),
+                "mask_sha256": _mask_sha256(p),
                 "synthetic": p.synthetic,
             }
             for p in self.pictures
@@ -103,6 +100,7 @@ class Dataset:
                 mask=None if row["mask"] is None else Path(row["mask"]),
                 split=row["split"],
                 synthetic=row["synthetic"],
+                mask_sha256=row["mask_sha256"],
             )
             for row in rows
         )
@@ -112,11 +110,9 @@ class Dataset:
             layout=metadata["layout"],
             pictures=pictures,
             skipped=tuple(Skipped(Path(path), reason) for path, reason in json.loads(metadata["skipped"])),
-            mask_sha256={row["sha256"]: row["mask_sha256"] for row in rows if row["mask_sha256"]},
         )
 
-    def _mask_sha256_of(self, picture: Picture) -> str | None:
-        if picture.mask is None:
-            return None
-        known = self.mask_sha256.get(picture.sha256)
-        return known or hashlib.sha256(picture.mask.read_bytes()).hexdigest()
+
+def _mask_sha256(picture: Picture) -> str | None:
+    data = None if picture.mask_sha256 else picture.read_mask()
+    return picture.mask_sha256 if data is None else hashlib.sha256(data).hexdigest()

@@ -28,7 +28,7 @@ from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
 from autoad.data._picture import Picture
-from autoad.errors import DatasetError, UnreadableImageError
+from autoad.errors import DatasetError, FileStoreError, UnreadableImageError
 
 __all__ = ["MAX_PIXELS", "decode_image", "load_image", "load_mask", "resize_image"]
 
@@ -132,11 +132,10 @@ def load_mask(picture: Picture, size: tuple[int, int]) -> NDArray[np.bool_] | No
     """
     if picture.is_normal:
         return np.zeros(size, dtype=np.bool_)
-    if picture.mask is None:
-        return None
     try:
-        return _resize_mask(decode_mask(picture.mask.read_bytes()), size)
-    except (OSError, UnreadableImageError) as error:
+        data = picture.read_mask()
+        return None if data is None else _resize_mask(decode_mask(data), size)
+    except (OSError, FileStoreError, UnreadableImageError) as error:
         raise DatasetError(f"mask {picture.mask} of {picture.path} must be readable but {error}") from error
 
 

@@ -21,7 +21,8 @@ from scipy import ndimage
 
 from autoad.data._picture import Picture
 from autoad.data.decoding import decode_image
-from autoad.errors import DatasetError, UnreadableImageError
+from autoad.errors import DatasetError, FileStoreError, UnreadableImageError
+from autoad.files import write_atomically
 
 __all__ = ["KINDS", "draw_defects"]
 
@@ -63,7 +64,7 @@ def draw_defects(pictures: Sequence[Picture], folder: Path, *, seed: int = 0) ->
             drawn = list(pool.map(lambda picture, lender: _draw_on(picture, lender, folder, seed), ordered, lenders))
     except OSError as error:
         raise DatasetError(f"synthetic defects need {error.filename or folder} but {error.strerror}") from error
-    except UnreadableImageError as error:
+    except (FileStoreError, UnreadableImageError) as error:
         raise DatasetError(f"a picture to draw defects on {error}") from error
     return tuple(picture for of_kind in zip(*drawn, strict=True) for picture in of_kind)
 
@@ -78,9 +79,19 @@ def _draw_on(picture: Picture, lender: Picture, folder: Path, seed: int) -> list
         mask_path = path.with_name(f"{picture.sha256}_mask.png")
         data = _png(defective)
         _write(path, data)
-        _write(mask_path, _png(mask.astype(np.uint8) * 255))
-        sha256 = hashlib.sha256(data).hexdigest()
-        drawn.append(Picture(path, sha256, kind, mask_path, picture.split, synthetic=True))
+        mask_data = _png(mask.astype(np.uint8) * 255)
+        _write(mask_path, mask_data)
+        drawn.append(
+            Picture(
+                path,
+                hashlib.sha256(data).hexdigest(),
+                kind,
+                mask_path,
+                picture.split,
+                synthetic=True,
+                mask_sha256=hashlib.sha256(mask_data).hexdigest(),
+            )
+        )
     return drawn
 
 
@@ -232,12 +243,4 @@ def _write(path: Path, data: bytes) -> None:
     if path.is_file() and path.read_bytes() == data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, data)

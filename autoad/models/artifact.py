@@ -7,8 +7,6 @@ sha256 and loading refuses any others.
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from autoad.errors import ArtifactError
+from autoad.files import write_atomically
 from autoad.schema import Difference, Evidence, Metrics, Speed, TestMetrics
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "load_tensors",
     "read_manifest",
     "save_model",
-    "write_atomically",
     "write_manifest",
 ]
 
@@ -136,20 +134,6 @@ class Manifest(_Record):
     provenance: Provenance
     calibration: Calibration | None = None
     metrics: ArtifactMetrics | None = None
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, finds the old bytes or the new ones."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def save_model(

@@ -2,18 +2,15 @@
 
 Ray's processes listen on loopback alone when the node's address is 127.0.0.1, which it is (on Linux, too) when clusters
 are off; any other address, even 127.0.0.2, makes most of them listen on every interface. And they authenticate by a
-token. Unless the user has one (for a cluster of their own), each of our processes
-takes a fresh one that is never written to disk.
+token: for a Ray of our own a fresh one that is never written to disk, unless the user has one (`cluster.py`).
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 
 for _name, _value in {
     "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",

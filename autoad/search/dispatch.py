@@ -303,6 +303,10 @@ class Dispatcher:
         now = self._budget.elapsed
         return [worker for worker, running in self._running.items() if now > running.deadline]
 
+    def resize(self, workers: int) -> None:
+        """So many trials can run side by side now: machines come and go."""
+        self._budget.workers = workers
+
     def overran(self, grace: float) -> bool:
         """Whether the time was up more than ``grace`` seconds ago."""
         return self._budget.left < -grace

@@ -47,6 +47,7 @@ class SearchRequest:
         space: file or folder of search spaces that override the packaged ones.
         deterministic: one worker and no decision by the clock, so that the same call gives the same leaderboard.
         max_epochs: lowers the search spaces' ceilings of epochs.
+        address: ``HOST:PORT`` of a running Ray cluster to search on; empty for this machine alone.
         false_positive_rate: for the threshold; None for 5 %, or the smallest that the pictures allow.
         patience: finished trials in a row that may fail to improve the best before the search ends; None for any.
         trial_timeout: seconds after which a trial counts as hanging; None for a quarter of the trials' time.
@@ -67,6 +68,7 @@ class SearchRequest:
     trial_timeout: float | None = None
     engine: str = "auto"
     precision: str = "auto"
+    address: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

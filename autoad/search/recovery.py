@@ -12,7 +12,10 @@ from autoad.search.dispatch import Suggestion
 from autoad.search.space import Space
 from autoad.settings import Settings
 
-__all__ = ["close_search", "outstanding", "recover_lost_searches"]
+__all__ = ["SCRATCH", "close_search", "outstanding", "recover_lost_searches"]
+
+SCRATCH = "tune"
+"""Folder, in a search's own, of what is of no use once its process has ended."""
 
 _ENDED = {"complete", "pruned", "failed"}
 
@@ -35,7 +38,8 @@ def close_search(database: Database, settings: Settings, search_id: str, reason:
     for row in database.trials(search_id):
         if row.status == "running":
             database.write_trial(search_id, row.model_copy(update={"status": "stopped", "reason": reason}))
-    for scratch in settings.models_dir.glob(f".{search_id}-*"):
+    leftovers = [settings.searches_dir / search_id / SCRATCH, *settings.models_dir.glob(f".{search_id}-*")]
+    for scratch in leftovers:
         shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -22,16 +22,15 @@ from autoad.algorithms import get_algorithm
 from autoad.data import Picture, draw_defects
 from autoad.database import Database, Search, this_process
 from autoad.errors import LeaseLostError, NoTrialSucceededError, StateError, UsageError
-from autoad.features import EngineChoice
 from autoad.schema import Champion, DatasetSummary, SearchResult, TrialRow
 from autoad.search.budget import Budget
 from autoad.search.champion import RefitError, finish_champion
-from autoad.search.cluster import Workers, local_ray
+from autoad.search.cluster import LocalWorkers, Workers, check_reachable, join_ray, local_ray, offer_files
 from autoad.search.dispatch import Dispatcher, Listener, Suggestion
 from autoad.search.leaderboard import rank_trials
 from autoad.search.lease import Lease
 from autoad.search.plan import DETERMINISTIC_EPOCHS, DETERMINISTIC_TRIALS, Plan, SearchRequest, make_plan
-from autoad.search.recovery import close_search, outstanding, recover_lost_searches
+from autoad.search.recovery import SCRATCH, close_search, outstanding, recover_lost_searches
 from autoad.search.space import load_spaces
 from autoad.search.study import Proposer, study_storage
 from autoad.search.trial import TrialTask
@@ -41,7 +40,6 @@ from autoad.settings import Settings, get_settings
 __all__ = ["SearchListener", "load_result", "resume_search", "run_search"]
 
 _TRIALS_SHARE = 0.82
-_TRIALS_PER_GPU = 4
 
 
 class SearchListener(Listener, Protocol):
@@ -74,6 +72,8 @@ def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult
     settings = get_settings()
     started = time.monotonic()
     plan = make_plan(request)
+    if request.address:
+        check_reachable(request.address)
     for note in plan.notes:
         listener.say(note)
     search_id = secrets.token_hex(6)
@@ -233,14 +233,18 @@ def _summary(plan: Plan, search_id: str, name: str) -> SearchResult:
     )
 
 
-def _workers(request: SearchRequest, engine: EngineChoice) -> Workers:
-    cores = os.cpu_count() or 1
-    if engine.name == "cuda":
-        import torch
-
-        count = 1 if request.deterministic else min(cores, _TRIALS_PER_GPU * torch.cuda.device_count())
-        return Workers(count, gpus_each=1 / _TRIALS_PER_GPU)
-    return Workers(1 if request.deterministic else cores)
+@contextmanager
+def _ray(plan: Plan) -> Iterator[Workers]:
+    """The cluster that was asked for, or a Ray of our own."""
+    cuda, alone = plan.engine.name == "cuda", plan.request.deterministic
+    if plan.request.address:
+        backbones = {name for space in plan.spaces.values() for name in space.backbones()}
+        with join_ray(plan.request.address, backbones=sorted(backbones), cuda=cuda, alone=alone) as joined:
+            yield joined
+    else:
+        local = LocalWorkers.here(cuda=cuda, alone=alone)
+        with local_ray(local):
+            yield local
 
 
 def _task(plan: Plan, selection: Sequence[Picture], settings: Settings) -> TrialTask:
@@ -265,12 +269,12 @@ def _task(plan: Plan, selection: Sequence[Picture], settings: Settings) -> Trial
     )
 
 
-def _budget(request: SearchRequest, workers: Workers, spent: float) -> Budget:
+def _budget(request: SearchRequest, spent: float) -> Budget:
     seconds = None if request.seconds is None else request.seconds * _TRIALS_SHARE
     trials = request.trials
     if request.deterministic:
         seconds, trials = None, request.trials or DETERMINISTIC_TRIALS
-    return Budget(trials, seconds, workers.count, request.patience, request.trial_timeout, before=spent)
+    return Budget(trials, seconds, 1, request.patience, request.trial_timeout, before=spent)
 
 
 def _first_trials(plan: Plan) -> list[Suggestion]:
@@ -357,9 +361,8 @@ def _run_trials(
         normals = [picture for picture in selection if picture.is_normal]
         selection = (*selection, *draw_defects(normals, folder / "synthetic", seed=request.seed))
     task = _task(plan, selection, settings)
-    workers = _workers(request, plan.engine)
     rows = database.trials(search_id)
-    budget = _budget(request, workers, lease.spent)
+    budget = _budget(request, lease.spent)
     proposer = Proposer.open(
         study_storage(settings), search_id, plan.spaces, seed=request.seed, liar=not request.deterministic
     )
@@ -381,10 +384,12 @@ def _run_trials(
     )
     if dispatcher.finished:
         return False
-    with local_ray(workers) as scratch:
+    with _ray(plan) as workers:
+        budget.workers = workers.count
+        place = offer_files((*task.train, *task.selection), settings) if request.address else None
         listener.begin(budget)
         try:
-            return run_trials(dispatcher, task, workers, scratch)
+            return run_trials(dispatcher, task, workers, place, folder / SCRATCH)
         finally:
             listener.end()
 

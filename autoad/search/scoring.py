@@ -13,8 +13,8 @@ import numpy.typing as npt
 from autoad.data import decode_image
 from autoad.database import Database
 from autoad.errors import ArtifactError, UnreadableImageError, UsageError
+from autoad.files import write_atomically
 from autoad.models import Model, draw_heatmap
-from autoad.models.artifact import write_atomically
 from autoad.schema import ScoredPicture, SearchResult
 
 __all__ = ["find_model", "score_pictures"]

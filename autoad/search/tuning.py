@@ -8,7 +8,11 @@ configuration with ``reuse_actors``, restarts an actor for every other one of a 
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
+import platform
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +25,8 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from autoad.errors import AutoADError, LeaseLostError, StateError
-from autoad.search.cluster import Workers
+from autoad.errors import AutoADError, LeaseLostError, StateError, StorageFullError
+from autoad.search.cluster import Place, Workers, explain_death
 from autoad.search.dispatch import Dispatcher, Job
 from autoad.search.trial import TrialReport, TrialTask, TrialWorker
 
@@ -39,13 +43,20 @@ _OVERRUN = 1.0
 class WorkerActor(tune.Trainable):  # type: ignore[misc]
     """A worker process: imports and masks are loaded once, then it runs one trial after another."""
 
-    def setup(self, config: dict[str, Any], task: TrialTask) -> None:
-        """Get ready for the first job."""
+    def setup(self, config: dict[str, Any], task: TrialTask, place: Place | None) -> None:
+        """Get ready for the first job; a node that lacks something gets none."""
         import torch
 
         torch.set_num_threads(1)
-        self._worker = TrialWorker(task)
+        self._node, self._unfit = platform.node(), ""
         self._reports: Iterator[TrialReport] | None = None
+        try:
+            if place is not None:
+                self._node, features_dir = place.settle()
+                task = dataclasses.replace(task, features_dir=features_dir)
+            self._worker = TrialWorker(task)
+        except AutoADError as error:
+            self._unfit = str(error)
 
     def assign(self, job: Job) -> None:
         """Take another job; what was under way is dropped."""
@@ -55,15 +66,18 @@ class WorkerActor(tune.Trainable):  # type: ignore[misc]
         """Go on to the next evaluation; a failure is a result with its reason, never an exception."""
         if self._reports is None:
             time.sleep(_IDLE_SECONDS)
-            return {"idle": True}
+            return {"node": self._node, "unfit": self._unfit}
         try:
             report = next(self._reports)
+        except StorageFullError as error:
+            self._reports = None
+            return {"node": self._node, "full": str(error)}
         except Exception as error:
             self._reports = None
-            return {"failure": f"{type(error).__name__}: {str(error).strip() or 'no message'}"}
+            return {"node": self._node, "failure": f"{type(error).__name__}: {str(error).strip() or 'no message'}"}
         if report.final:
             self._reports = None
-        return {"report": report}
+        return {"node": self._node, "report": report}
 
 
 class _Conductor(FIFOScheduler):  # type: ignore[misc]
@@ -75,6 +89,7 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
         self._places = places
         self._actors: dict[str, Any] = {}
         self._fruitless = 0
+        self._unfit: dict[str, str] = {}
         self.error: AutoADError | None = None
         self.interrupted = False
 
@@ -94,6 +109,8 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
     def _answer(self, trial: Any, result: dict[str, Any]) -> str:
         worker = trial.trial_id
         self._actors[worker] = trial.temporary_state.ray_actor
+        if "full" in result:
+            raise StateError(f"{result['full']} (node {result['node']}); the search can be resumed then")
         if "failure" in result:
             self._dispatcher.failed(worker, result["failure"])
         elif "report" in result:
@@ -102,7 +119,12 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
                 return str(TrialScheduler.CONTINUE)
         if self.over:
             return str(TrialScheduler.STOP)
-        job = self._dispatcher.next_job(worker)
+        if result.get("unfit"):
+            self._unfit[worker] = result["unfit"]
+            if len(self._unfit) >= self._places():
+                self.error = StateError(f"no node is fit to run trials: {result['unfit']}")
+            return str(TrialScheduler.CONTINUE)
+        job = self._dispatcher.next_job(worker, result["node"])
         if job is not None:
             self._fruitless = 0
             # A worker's calls are carried out in order, so this comes before the step that Tune asks for next.
@@ -116,15 +138,17 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
         if worker not in self._dispatcher.running():
             self._fruitless += 1
             if self._fruitless > _FRUITLESS_STARTS * max(1, self._places()):
-                self.error = StateError(f"no worker process comes up: {_reason(trial)}")
+                reason = explain_death(trial.get_pickled_error()).reason
+                self.error = StateError(f"no worker process comes up: {reason}")
             return
         try:
-            self._dispatcher.lost(worker, "its process died, most likely out of memory")
+            self._dispatcher.lost(worker, explain_death(trial.get_pickled_error()).reason)
         except AutoADError as error:
             self.error = error
 
     def watch(self) -> bool:
         """Kill what hangs; whether the run is to end at once. Called several times a second."""
+        self._dispatcher.resize(self._places())
         for worker in self._dispatcher.overdue():
             self._kill(worker)
         if self.error is None and not self.interrupted and not self._dispatcher.overran(_OVERRUN):
@@ -153,11 +177,6 @@ def _row_update(report: TrialReport) -> dict[str, Any]:
         "exact": report.exact,
         "latency_ms": report.latency_ms,
     }
-
-
-def _reason(trial: Any) -> str:
-    error = trial.get_error()
-    return "unknown" if error is None else str(error).strip().splitlines()[-1]
 
 
 class _Pool(Searcher):  # type: ignore[misc]
@@ -211,13 +230,14 @@ class _Stop(tune.Stopper):  # type: ignore[misc]
         return {}
 
 
-def run_trials(dispatcher: Dispatcher, task: TrialTask, workers: Workers, folder: Path) -> bool:
+def run_trials(dispatcher: Dispatcher, task: TrialTask, workers: Workers, place: Place | None, folder: Path) -> bool:
     """Run trials until the budget is spent; Ray must be up.
 
     Args:
         dispatcher: decides.
         task: what all trials share.
         workers: how many there are, and what each may use.
+        place: what workers of a cluster must know; those of this machine need nothing.
         folder: for Tune's own records, which nobody reads.
 
     Returns:
@@ -235,7 +255,9 @@ def run_trials(dispatcher: Dispatcher, task: TrialTask, workers: Workers, folder
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         conductor.interrupted = True
 
-    trainable = tune.with_resources(tune.with_parameters(WorkerActor, task=task), {"cpu": 1, "gpu": workers.gpus_each})
+    trainable = tune.with_resources(
+        tune.with_parameters(WorkerActor, task=task, place=place), {"cpu": 1, "gpu": workers.gpus_each}
+    )
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -261,8 +283,12 @@ def run_trials(dispatcher: Dispatcher, task: TrialTask, workers: Workers, folder
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if not isinstance(conductor.error, StateError | LeaseLostError):
+        shutil.rmtree(folder, ignore_errors=True)
+        if conductor.error is None:
             dispatcher.stop("the search ended first")
+        else:  # the database may be what failed; resuming closes what is open
+            with contextlib.suppress(AutoADError):
+                dispatcher.stop("the search had to stop")
     if conductor.error is not None:
         raise conductor.error
     return conductor.interrupted

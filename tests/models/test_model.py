@@ -13,8 +13,8 @@ from PIL import Image
 
 from autoad.data import decode_image
 from autoad.errors import ArtifactError, UnreadableImageError, WeightsError
+from autoad.files import write_atomically
 from autoad.models import Calibration, Model, draw_heatmap, read_manifest, write_manifest
-from autoad.models.artifact import write_atomically
 
 
 @pytest.fixture(scope="module")
