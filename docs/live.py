@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import time
 
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.terminal_theme import DIMMED_MONOKAI
 
@@ -27,7 +29,9 @@ def main(name: str, file: str, columns: str = "88") -> None:
     for timed in view.ended[-8:]:
         console.print(trial_line(view, timed.row))
     console.print(render(view, width, height - 10))
-    console.save_svg(file, title="autoad search", theme=DIMMED_MONOKAI)
+    # The template's own font would be fetched from elsewhere.
+    template = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    console.save_svg(file, title="autoad search", theme=DIMMED_MONOKAI, code_format=template)
     database.close()
 
 

@@ -6,6 +6,7 @@ more lines or columns than it is given.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -115,8 +116,11 @@ def _head(view: View, width: int) -> list[RenderableType]:
         f"  {rate:.1f}/min" if rate else "",
         f"  {duration(view.now - view.since)} gone",
         ("" if left is None else f"  {duration(left)} left" if left else "  time is over", "bold"),
+        (" " + "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * width, "dim"),
     ]
-    return [_line(*parts, width=width)]
+    line = Text.assemble(("\N{BOX DRAWINGS LIGHT HORIZONTAL} ", "dim"), *parts, no_wrap=True)
+    line.truncate(width)  # the rule that parts the view from the lines above it takes what is left
+    return [line]
 
 
 def _best(view: View, width: int) -> list[RenderableType]:
@@ -143,7 +147,9 @@ def _history(view: View, width: int) -> list[RenderableType]:
     if len(history) < 2:
         return []
     first, last = f"{history[0]:.4f} ", f" {history[-1]:.4f}"
-    bars = sparkline(history, min(60, width - 6 - len(first) - len(last)))
+    # Objectives end at 1, and what is left to it shrinks by factors: .95 to .97 is as large a step as .50 to .70.
+    steps = [-math.log(max(1 - value, 1e-4)) for value in history]
+    bars = sparkline(steps, min(60, width - 6 - len(first) - len(last)))
     return [_line(("trend ", _LABEL), (first, "dim"), (bars, "green"), (last, "dim"), width=width)]
 
 

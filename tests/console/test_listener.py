@@ -73,7 +73,7 @@ def test_on_a_terminal_the_view_stays_below_the_lines_and_leaves_nothing_behind(
     listener.started(trial(40, "cflow"))
     time.sleep(0.7)
     during = terminal.lines
-    assert sum(line.startswith("bottle  40 of 60 trials") for line in during) == 1, (
+    assert sum(line.startswith("─ bottle  40 of 60 trials") for line in during) == 1, (
         "drawn in place, not again and again"
     )
     assert sum(line.startswith("trial ") for line in during) == 40
