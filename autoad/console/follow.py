@@ -17,7 +17,6 @@ from autoad.schema import SearchEntry, TrialRow
 __all__ = ["Follower", "follow_search"]
 
 _EARLIER_LINES = 10
-_NEVER = datetime.datetime.max
 
 
 def follow_search(
@@ -98,7 +97,9 @@ class Follower:
         first, ended_rows = self._after is None, []
         known = -1 if self._after is None else self._after
         changed = self._database.changed_trials(search.id, known, self._running, self._since)
-        for trial in sorted(changed, key=lambda trial: (trial.finished or _NEVER, trial.number)):
+        for trial in sorted(
+            changed, key=lambda trial: (trial.finished is None, trial.finished or trial.created, trial.number)
+        ):
             row = TrialRow.model_validate(trial.row)
             # Rows of earlier versions have no times of their own.
             began = (trial.created - search.created).total_seconds() if row.started_after is None else row.started_after
