@@ -94,6 +94,8 @@ class Follower:
         if search.status != "running" or search.spent != self._search.spent:
             self._spent, self._read = max(self._now(), seconds_so_far(search)), time.monotonic()
         self._search = search
+        if search.status != "running":
+            self.progress.close()
         first, ended_rows = self._after is None, []
         known = -1 if self._after is None else self._after
         changed = self._database.changed_trials(search.id, known, self._running, self._since)

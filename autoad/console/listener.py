@@ -136,6 +136,7 @@ class ConsoleListener:
     def end(self) -> None:
         """Trials have ended."""
         self._screen.stop()
+        self._progress.close()
         self._screen.status()
 
     def started(self, row: TrialRow) -> None:

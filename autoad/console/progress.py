@@ -162,10 +162,9 @@ class Progress:
                 self._ended.pop(row.trial, None)
                 self._ended[row.trial] = Timed(row, began, now if ended is None else ended)
 
-    @property
-    def ended(self) -> int:
-        """How many trials are over."""
-        return len(self._ended)
+    def close(self) -> None:
+        """No trial is to come, whatever time and number would allow."""
+        self.ends_at = self.trial_limit = None
 
     def view(self, devices: Devices | None = None) -> View:
         """The search as it stands now."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
@@ -128,22 +130,25 @@ def print_scores(scored: Sequence[ScoredPicture]) -> None:
 
 
 def searches_table(entries: Sequence[SearchEntry]) -> Table:
-    """Searches, one a line, in the order given."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("name", "id", "status", "dataset", "trials", "best", "champion", "started", "time"):
+    """Searches, one a line, in the order given; of the dataset's path only the end."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for title in ("name", "id", "status", "trials", "best", "champion", "started", "time", "dataset"):
         right = title in {"trials", "best", "time"}
-        table.add_column(title, justify="right" if right else "left", no_wrap=title != "dataset", overflow="fold")
+        width = 8 if title in {"name", "dataset"} else None
+        table.add_column(title, justify="right" if right else "left", no_wrap=True, min_width=width)
+    this_year = datetime.datetime.now().astimezone().year
     for entry in entries:
         style = {"lost": "red", "failed": "red", "running": "green"}.get(entry.status, "")
+        started, dataset = entry.started.astimezone(), Path(entry.dataset)
         table.add_row(
             entry.name,
             entry.search_id,
             Text(entry.status, style),
-            entry.dataset,
             str(entry.trials),
             number(entry.best),
             entry.champion or "-",
-            entry.started.astimezone().strftime("%Y-%m-%d %H:%M"),
+            started.strftime("%d %b %H:%M" if started.year == this_year else "%d %b %Y"),
             duration(entry.seconds),
+            dataset.name if not dataset.suffix else f"{dataset.parent.name}/{dataset.name}",
         )
     return table

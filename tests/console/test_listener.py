@@ -83,6 +83,7 @@ def test_on_a_terminal_the_view_stays_below_the_lines_and_leaves_nothing_behind(
     assert after[0] == "a note"
     assert [line.split()[1] for line in after[1:41]] == [str(number) for number in range(40)]
     assert after[41].startswith("  best 0.8900 (padim, trial 39) | 40 trials: padim 40")
+    assert not any("left" in line for line in after), "nothing is to come"
     assert not any("bottle" in line for line in after)
 
 
