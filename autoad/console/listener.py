@@ -80,6 +80,8 @@ class Screen:
             # A line that wraps is torn apart when the window gets narrower.
             line.truncate(self._console.width, overflow="ellipsis")
         self._console.print(line)
+        if self._live is not None:
+            self._live.refresh()  # or the trial would be seen running below its own line
         self.remind()
 
     def remind(self) -> None:

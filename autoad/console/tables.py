@@ -70,7 +70,8 @@ def print_result(result: SearchResult, *, top: int = 15) -> None:
         return
     test, default = champion.test, champion.default_patchcore
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in (f"test: {_roles(dataset.roles['test'])}", "image AUROC", "pixel AUROC", "AUPRO"):
+    table.add_column(f"test: {_roles(dataset.roles['test'])}")
+    for title in ("image AUROC", "pixel AUROC", "AUPRO"):
         table.add_column(title, no_wrap=True)
     for title, metrics in (
         (f"champion ({champion.algorithm}, trial {champion.trial})", test),
