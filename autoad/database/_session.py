@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from autoad.schema import Objective, TrialRow
 from autoad.settings import Settings, get_settings
 
 __all__ = ["Database"]
+
+
+_MIGRATION_LOCK = 0x6175746F  # any number that nobody else in the database is likely to lock
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
@@ -48,6 +52,7 @@ class Database:
     def __init__(self, settings: Settings | None = None) -> None:
         settings = settings or get_settings()
         self.project = settings.project
+        self._data_dir = settings.data_dir
         try:
             settings.data_dir.mkdir(parents=True, exist_ok=True)
             self._engine = sqlalchemy.create_engine(settings.sqlalchemy_url)
@@ -68,9 +73,18 @@ class Database:
     def _migrate(self) -> None:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        with self._engine.begin() as connection:
+        with self._alone(), self._engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             config.attributes["connection"] = connection
             alembic.command.upgrade(config, "head")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Among this machine's processes: SQLite makes its tables outside any transaction."""
+        with (self._data_dir / "autoad.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def close(self) -> None:
         """Close all connections."""

@@ -37,6 +37,7 @@ class Lease:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._lost: LeaseLostError | None = None
+        self._patience = _PATIENCE_SECONDS
 
     @property
     def spent(self) -> float:
@@ -71,7 +72,8 @@ class Lease:
             try:
                 self._database.write_trial(self._search_id, row, owner=self._owner)
             except sqlalchemy.exc.OperationalError as error:
-                if time.monotonic() - first > _PATIENCE_SECONDS:
+                if time.monotonic() - first > self._patience:
+                    self._patience = 0.0  # what is still to be written will not wait as long again
                     raise StateError(
                         f"the metadata database cannot be written ({str(error.orig).strip()}); when it can, go on "
                         f"with: autoad search --resume {self._search_id}"

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 import sqlalchemy
 from optuna.trial import TrialState
@@ -47,8 +48,9 @@ class Proposer:
     def __init__(self, study: optuna.Study, spaces: Mapping[str, Space], *, seed: int, liar: bool) -> None:
         self._study = study
         self._spaces = spaces
-        with _quiet():
-            self._sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=liar)
+        self._seed = seed
+        self._liar = liar
+        self._drawn = 0
 
     @classmethod
     def open(
@@ -71,9 +73,16 @@ class Proposer:
         """
         fixed = {} if algorithm is None else {"algorithm": algorithm} | self._spaces[algorithm].encode(config)
         with _quiet():
-            self._study.sampler = optuna.samplers.PartialFixedSampler(fixed, self._sampler) if fixed else self._sampler
+            sampler: optuna.samplers.BaseSampler = self._sampler()
+            self._study.sampler = optuna.samplers.PartialFixedSampler(fixed, sampler) if fixed else sampler
             trial = self._study.ask()
             return trial, *suggest_config(trial, self._spaces)
+
+    def _sampler(self) -> optuna.samplers.TPESampler:
+        """Seeded by how much was drawn before, so that a resumed search goes on where it stopped, not from the start."""
+        seed = int(np.random.SeedSequence([self._seed, self._drawn]).generate_state(1)[0])
+        self._drawn += 1
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=self._liar)
 
     def tell(self, trial: optuna.Trial, row: TrialRow, objective: float | None) -> None:
         """Say how a trial has ended; ``objective`` is None where it gave none."""
@@ -107,6 +116,7 @@ class Proposer:
             if row.status == "pruned" and value is not None and row.epochs_done:
                 trial.report(value, row.epochs_done)
             self.tell(trial, row, value)
+        self._drawn = len({(row.algorithm, repr(row.config)) for row in rows})
 
 
 def objective_of(row: TrialRow, objective: Objective) -> float | None:

@@ -22,10 +22,12 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
+from ray.tune import TuneError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from autoad.errors import AutoADError, LeaseLostError, StateError, StorageFullError
+from autoad.errors import AutoADError, StateError, StorageFullError
 from autoad.search.cluster import Place, Workers, explain_death
 from autoad.search.dispatch import Dispatcher, Job
 from autoad.search.trial import TrialReport, TrialTask, TrialWorker
@@ -280,6 +282,8 @@ def run_trials(dispatcher: Dispatcher, task: TrialTask, workers: Workers, place:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         tuner.fit()
+    except (RayError, TuneError, ConnectionError) as error:
+        conductor.error = StateError(f"Ray has failed ({str(error).strip().splitlines()[-1]}); resume the search")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
