@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test browser lint clean
 
 install: $(VENV)/.installed
 
@@ -22,8 +22,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	@.ci/demo $(BIN)/autoad $(DEMO)
 
-test: install
+test: install browser
 	$(BIN)/python -m pytest
+
+# The report's tests look at it as a reader does.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+		{ echo "installing chromium"; apt-get update -q && apt-get install -q -y chromium; }
 
 lint: install
 	$(BIN)/ruff check .

@@ -115,13 +115,18 @@ def search(
 
 
 def _show(result: SearchResult, as_json: bool) -> None:
-    """A search's result; an interrupted one ends the process as Ctrl-C does."""
-    from autoad.console import out, print_result
+    """A search's result and report; an interrupted one ends the process as Ctrl-C does."""
+    from autoad.console import err, out, print_result
+    from autoad.report import write_report
 
     if as_json:
         out.out(result.model_dump_json(indent=2), highlight=False)
     else:
         print_result(result)
+    try:
+        err.print(f"report: {write_report(result)}")
+    except Exception as error:  # the answer is there, with or without its report
+        err.print(f"the report could not be written ({error}); try: autoad report {result.name}", style="yellow")
     if result.status == "interrupted":
         raise typer.Exit(130)
 
@@ -187,6 +192,23 @@ def _follow(database: Database, name: str | None) -> SearchEntry:
     # A database that other machines can reach says nothing about where the search runs.
     meter = None if get_settings().database_url else DevicesMeter()
     return follow_search(database, name, meter=meter)
+
+
+@app.command()
+def report(
+    name: Annotated[str | None, typer.Argument(help="Name or id of a search; the newest by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write; report.html in the search's folder by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a search's report: one HTML file that opens without a network."""
+    from autoad.console import out
+    from autoad.report import write_report
+    from autoad.search import load_result
+
+    file = write_report(load_result(name), output)
+    out.out(json.dumps({"report": str(file)}, indent=2) if as_json else str(file), highlight=False)
 
 
 @app.command()

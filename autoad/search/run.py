@@ -426,6 +426,7 @@ def _champion(
                 evidence=plan.roles.evidence,
                 rate=plan.rate,
                 models_dir=settings.models_dir,
+                scores_file=settings.searches_dir / summary.search_id / "scores.parquet",
                 default_config=load_spaces(["patchcore"])["patchcore"].defaults(),
                 threads=os.cpu_count() or 1,
                 say=listener.say,

@@ -79,7 +79,7 @@ class Proposer:
             return trial, *suggest_config(trial, self._spaces)
 
     def _sampler(self) -> optuna.samplers.TPESampler:
-        """Seeded by how much was drawn before, so that a resumed search goes on where it stopped, not from the start."""
+        """Seeded by how much was drawn before: a resumed search goes on where it stopped, not from the start."""
         seed = int(np.random.SeedSequence([self._seed, self._drawn]).generate_state(1)[0])
         self._drawn += 1
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=self._liar)

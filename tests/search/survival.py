@@ -98,10 +98,13 @@ class Patient:
         finally:
             database.close()
 
-    def worker(self) -> int:
-        """Process id of a worker that is busy with a trial."""
-        busy = [pid for pid in self.processes() if "WorkerActor" in _title(pid) or "train" in _title(pid)]
-        return busy[0] if busy else 0
+    def workers(self) -> list[int]:
+        """Process ids of the workers that are carrying out a step."""
+        return [pid for pid in self.processes() if "ResourceTrainable.train" in _title(pid)]
+
+    def is_busy(self) -> bool:
+        """Whether a trial is under way."""
+        return any(row.status == "running" for row in self.rows().values())
 
     def processes(self) -> list[int]:
         """All processes of this data folder but the test's own, Ray's among them."""
