@@ -16,7 +16,7 @@ import plotly.offline
 
 from autoad.algorithms import ALGORITHMS
 from autoad.errors import UsageError
-from autoad.models.artifact import write_atomically
+from autoad.files import write_atomically
 from autoad.report import tables, trial_figures, verdict_figures, words
 from autoad.report.gallery import gallery
 from autoad.report.importances import ENOUGH, hyperparameters

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from autoad.errors import ArtifactError
-from autoad.models.artifact import write_atomically
+from autoad.files import write_atomically
 
 __all__ = ["FinalScore", "read_final_scores", "write_final_scores"]
 
