@@ -5,6 +5,7 @@ A metric is a fraction between 0 and 1, or None where it cannot be computed (one
 
 from __future__ import annotations
 
+import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +21,7 @@ __all__ = [
     "Origin",
     "Region",
     "ScoredPicture",
+    "SearchEntry",
     "SearchResult",
     "Speed",
     "TestMetrics",
@@ -197,6 +199,33 @@ class SearchResult(_Record):
     notes: list[str]
     champion: Champion | None
     leaderboard: list[TrialRow]
+
+
+class SearchEntry(_Record):
+    """A search in the list of searches.
+
+    Attributes:
+        status: as in :class:`SearchResult`; ``lost`` if it should be running but its process is gone.
+        dataset: folder or manifest that was searched.
+        trials: how many have ended.
+        best: largest objective of a complete trial.
+        champion: algorithm of the champion, once there is one.
+        started: when, in UTC.
+        seconds: time that it took so far.
+        hint: what can be done about a search that was cut off.
+    """
+
+    search_id: str
+    name: str
+    status: Literal["running", "complete", "interrupted", "failed", "lost"]
+    dataset: str
+    objective: Objective
+    trials: int
+    best: float | None
+    champion: str | None
+    started: datetime.datetime
+    seconds: float
+    hint: str | None = None
 
 
 class Region(_Record):

@@ -168,8 +168,11 @@ class Dispatcher:
         self._counted = 0
         self._since_best = 0
         self._exhausted = False
+        self._nothing_fits = False
+        self._tried: set[str] = set()
         for row in known:
             if row.status in {"complete", "pruned", "failed"}:
+                self._tried.add(_identity(row))
                 self._counted += 1
                 self._standings[row.algorithm].trials += 1
                 self._learn(row, objective_of(row, objective))
@@ -206,13 +209,14 @@ class Dispatcher:
             if running.alone and neighbours:
                 return None
             self._again.popleft()
-        elif self._spent:
+        elif self._spent or self._nothing_fits:
             return None
         else:
             proposed = self._propose(memory)
             if proposed is None:
-                # Whoever is running may make room, or teach the cost model better; otherwise this is the end.
+                # A trial that ends may make room, or teach the cost model better; without one this is the end.
                 self._exhausted = not self._running
+                self._nothing_fits = True
                 return None
             running = proposed
         room = None if memory is None else memory - sum(other.memory for other in neighbours)
@@ -348,6 +352,7 @@ class Dispatcher:
             )
             refusal = self._refusal(row, needed, memory)
             if refusal is None:
+                self._tried.add(_identity(row))
                 return _Running(trial, row, self._budget.elapsed, needed, math.inf)
             row = row.model_copy(update={"status": "failed", "reason": refusal})
             if origin != "sampler":
@@ -358,6 +363,8 @@ class Dispatcher:
 
     def _refusal(self, row: TrialRow, needed: int, memory: int | None) -> str | None:
         """Why a trial should not even begin."""
+        if row.origin == "sampler" and _identity(row) in self._tried:
+            return "was tried before"
         if memory is not None and needed > memory:
             return f"would need {needed / 2**30:.1f} GiB of memory and the machine has {memory / 2**30:.1f} GiB for it"
         if not self._strategy.costs or not self._timed or self._budget.seconds is None:
@@ -404,6 +411,7 @@ class Dispatcher:
 
     def _close(self, worker: str, status: str, objective: float | None, reason: str | None = None) -> None:
         running = self._running.pop(worker)
+        self._nothing_fits = False
         now = self._budget.elapsed
         row = running.row.model_copy(
             update={
@@ -439,3 +447,7 @@ class Dispatcher:
             self._ladders.finished(row.trial, row.algorithm, objective, row.epochs_done)
         features = row.feature_seconds or 0.0
         self._costs.observe(row.algorithm, row.proposed, (seconds - features) / (row.epochs_done or 1), features)
+
+
+def _identity(row: TrialRow) -> str:
+    return f"{row.algorithm} {sorted(row.proposed.items())!r}"

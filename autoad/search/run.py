@@ -50,11 +50,17 @@ class SearchListener(Listener, Protocol):
     def say(self, text: str) -> None:
         """Something worth a line."""
 
+    def opened(self, search: SearchResult, rows: Sequence[TrialRow]) -> None:
+        """This process carries the search out; ``rows`` are trials from before an interruption."""
+
     def begin(self, budget: Budget) -> None:
         """Trials begin."""
 
     def end(self) -> None:
         """Trials have ended."""
+
+    def closed(self, result: SearchResult) -> None:
+        """The search is over, in whatever way."""
 
 
 def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult:
@@ -301,6 +307,7 @@ def _carry_out(
     """Trials, then the champion, as the owner of the search."""
     search_id = summary.search_id
     with Lease(database, search_id, spent) as lease:
+        listener.opened(summary, database.trials(search_id))
         try:
             result = _search(plan, summary, settings, database, lease, listener)
         except LeaseLostError:
@@ -309,7 +316,9 @@ def _carry_out(
             status = "interrupted" if isinstance(error, KeyboardInterrupt | StateError) else "failed"
             with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):  # then the next search finds it lost
                 database.update_search(search_id, status=status)
+            listener.closed(summary.model_copy(update={"status": status}))
             raise
+    listener.closed(result)
     if result.status == "failed":
         reasons = sorted({f"{row.algorithm}: {row.reason}" for row in result.leaderboard if row.reason})
         raise NoTrialSucceededError("no trial succeeded; " + ("; ".join(reasons[:8]) or "the time was too short"))

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from typing import Any
 
@@ -219,6 +220,25 @@ def test_nothing_begins_that_would_outlast_the_time() -> None:
     assert refused
     assert all("would take" in trial.user_attrs["reason"] for trial in refused)
     assert len(bench.rows) == 2, "what never began has no row"
+
+
+def test_nothing_is_tried_twice() -> None:
+    bench = Bench(("dfm",))
+    fixed = bench.spaces["dfm"].defaults()
+    bench.spaces["dfm"] = dataclasses.replace(
+        bench.spaces["dfm"],
+        parameters=tuple(
+            dataclasses.replace(parameter, type="fixed") if parameter.name != "pooling_kernel_size" else parameter
+            for parameter in bench.spaces["dfm"].parameters
+        ),
+    )
+    sizes = set()
+    while (job := bench.dispatcher.next_job("a")) is not None:
+        sizes.add(job.config["pooling_kernel_size"])
+        assert job.config == fixed | {"pooling_kernel_size": job.config["pooling_kernel_size"]}
+        bench.complete(0.5)
+    assert len(sizes) == len(bench.rows), "each once"
+    assert bench.dispatcher.finished, "and when nothing new is proposed the search ends"
 
 
 def test_trials_side_by_side_fit_into_memory() -> None:
