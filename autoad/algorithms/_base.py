@@ -152,10 +152,12 @@ class Footprint:
     Attributes:
         fit: while it fits, including all it has learnt by then.
         predict: while it predicts, including what it has learnt and the maps that it returns.
+        maps: whether it may return maps.
     """
 
     fit: int
     predict: int
+    maps: bool = True
 
 
 class Detector(ABC):

@@ -132,6 +132,7 @@ class DFKDE(Detector):
         return Footprint(
             fit=SCRATCH + min(train, _PICTURES) * reading + vectors,
             predict=SCRATCH + min(scored, _PICTURES) * reading + 8 * (scored + channels) * train,
+            maps=False,
         )
 
     def tensors(self) -> dict[str, Tensor]:

@@ -162,6 +162,7 @@ class GANomaly(Detector):
         return Footprint(
             fit=SCRATCH + 3 * train * picture + training,
             predict=SCRATCH + 2 * weight_bytes(generator) + 20 * picture,
+            maps=False,
         )
 
     def tensors(self) -> dict[str, Tensor]:

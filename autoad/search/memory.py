@@ -72,7 +72,7 @@ def predict_memory(
         copies = (train + selection) * (pixels + 2 * sum(math.prod(shape) for shape in shapes.values()))
     # Maps at the size of evaluation, those of pictures with masks, their normal pixels, and these sorted.
     maps = 4 * selection * math.prod(EVALUATION_SIZE)
-    measuring = 0 if detector.kind == "classification" and not shapes else 4 * maps
+    measuring = 4 * maps if footprint.maps else 0
     return copies + max(footprint.fit, footprint.predict + measuring)
 
 

@@ -54,6 +54,10 @@ class TrialTask:
         """Where detectors compute."""
         return Runtime("cuda" if self.engine.name == "cuda" else "cpu", self.precision)
 
+    def open_worker(self) -> TrialWorker:
+        """What a worker process runs the trials with."""
+        return TrialWorker(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrialReport:

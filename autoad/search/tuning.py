@@ -31,7 +31,7 @@ from autoad.errors import AutoADError, StateError, StorageFullError, TrialMemory
 from autoad.search.cluster import Place, Workers, explain_death
 from autoad.search.dispatch import Dispatcher, Job
 from autoad.search.memory import free_memory
-from autoad.search.trial import TrialReport, TrialTask, TrialWorker
+from autoad.search.trial import TrialReport, TrialTask
 
 __all__ = ["run_trials"]
 
@@ -59,7 +59,7 @@ class WorkerActor(tune.Trainable):  # type: ignore[misc]
             if place is not None:
                 self._node, features_dir = place.settle()
                 task = dataclasses.replace(task, features_dir=features_dir)
-            self._worker = TrialWorker(task)
+            self._worker = task.open_worker()
         except AutoADError as error:
             self._unfit = str(error)
 

@@ -228,7 +228,7 @@ def test_the_peak_is_what_was_held_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "config"), [("patchcore", PATCHCORE | {"image_size": 256}), ("padim", {}), ("stfpm", {})]
+    ("algorithm", "config"), [("patchcore", PATCHCORE | {"image_size": 256}), ("padim", {}), ("dfm", {}), ("stfpm", {})]
 )
 def test_a_whole_trial_takes_what_was_predicted(
     algorithm: str, config: dict[str, Any], task: TrialTask, worker: TrialWorker
