@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import autoad
@@ -275,9 +275,8 @@ class Death:
     reason: str
 
 
-def explain_death(error: BaseException | None) -> Death:
-    """What became of a worker whose trial ended with ``error``."""
-    text = str(error) if isinstance(error, RayActorError) else ""
+def explain_death(text: str) -> Death:
+    """What became of a worker, from what Ray says of it."""
     found = re.search(r"^\s*ip: (\S+)", text, re.MULTILINE)
     address = found[1] if found else None
     nodes = [node for node in ray.nodes() if node["NodeManagerAddress"] == address] if address else []

@@ -225,7 +225,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if result is not None and result.get("failure"):
             self._close(trial_id, "failed", result, reason=result["failure"])
         elif error:
-            death = self._deaths.pop(trial_id, None) or explain_death(None)
+            death = self._deaths.pop(trial_id, None) or explain_death("")
             trial, row, _ = self._live[trial_id]
             if death.node_lost and row.attempts == 1:
                 del self._live[trial_id]
@@ -322,6 +322,13 @@ class AlgorithmLadders(FIFOScheduler):  # type: ignore[misc]
         """The ladders know what to maximise."""
         return True
 
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """None: Tune starts what is pending by itself.
+
+        Named here, a trial that waits for its own worker to start takes over the first one that is free, and its own is
+        killed. Where trials are shorter than a start, a second worker would then never come up.
+        """
+
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Enter a trial into its ladder."""
         if ladder := self._ladders.get(trial.config["algorithm"]):
@@ -336,7 +343,11 @@ class AlgorithmLadders(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Pass on why the trial's process ended."""
-        self._on_death(trial.trial_id, explain_death(trial.get_pickled_error()))
+        try:
+            said = Path(trial.error_file).read_text()
+        except (OSError, TypeError):  # the disk is full, or Tune had no folder for it
+            said = ""
+        self._on_death(trial.trial_id, explain_death(said))
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Let what a finished trial reached count at its rung."""
