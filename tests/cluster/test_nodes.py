@@ -1,0 +1,154 @@
+"""A search on two machines that share nothing, one of which is lost on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sqlite3
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.conftest import Node, Started, Testbed, wait_for
+
+TRIALS = 7
+SPACE = """
+algorithm: stfpm
+epochs: 100
+parameters:
+  backbone: {type: categorical, choices: [tf_efficientnet_lite0], default: tf_efficientnet_lite0}
+  image_size: {type: int, low: 96, high: 128, step: 32, default: 128}
+  lr: {type: float, low: 0.02, high: 1.0, log: true, default: 0.4}
+"""
+
+
+@pytest.fixture
+def bed(testbed: Testbed) -> Iterator[Testbed]:
+    """The machines, with no state and with the head alone in the cluster."""
+    (testbed.head.root / "space.yaml").write_text(SPACE)
+    # Another picture under the name of one of the driver's.
+    decoy = testbed.node.root / "pictures" / "train" / "good" / "000.png"
+    decoy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(testbed.head.root / "pictures" / "test" / "hole" / "000.png", decoy)
+    yield testbed
+    testbed.clear()
+
+
+def start_search(bed: Testbed, **environment: str) -> Started:
+    return bed.head.start(
+        *(sys.executable, "-m", "autoad.cli", "search", "--data", "/tmp/pictures", "--name", "two", "--json"),
+        *("--trials", TRIALS, "--algorithms", "stfpm", "--space", "/tmp/space.yaml", "--max-epochs", 8),
+        *("--address", bed.address),
+        **environment,
+    )
+
+
+def finish(search: Started) -> dict[str, Any]:
+    code, out, err = search.end(240)
+    assert code == 0, err
+    result: dict[str, Any] = json.loads(out)
+    return result
+
+
+def until_working(node: Node, bed: Testbed, search: Started) -> None:
+    def working() -> bool:
+        assert search.running(), search.end(1)
+        return bed.works(node)
+
+    wait_for(f"a trial on {node.name}", working)
+
+
+def check(bed: Testbed, result: dict[str, Any]) -> None:
+    """Nothing lost, nothing repeated but what was lost, and features computed once on each node."""
+    rows = sorted(result["leaderboard"], key=lambda row: int(row["trial"]))
+    assert [row["trial"] for row in rows] == list(range(TRIALS))
+    assert {row["status"] for row in rows} <= {"complete", "pruned"}, [(row["status"], row["reason"]) for row in rows]
+    assert Counter(row["attempts"] for row in rows) == {1: TRIALS - 1, 2: 1}
+    assert result["champion"] is not None
+    for node in (bed.head, bed.node):
+        computed: Counter[tuple[str, str, str]] = Counter()
+        for shard in (node.root / "state" / "features").glob("*/*/*/rows.json"):
+            for key in json.loads(shard.read_text()):
+                computed.update((str(shard.parents[1]), column.stem, key) for column in shard.parent.glob("*.npy"))
+        assert computed, f"{node.name} computed no features"
+        assert set(computed.values()) == {1}, f"{node.name} computed features twice"
+
+
+def fetched(node: Node) -> set[str]:
+    """The pictures and masks that a node has got, checked against their names."""
+    files = [path for path in (node.root / "state" / "files").rglob("*") if path.is_file()]
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.name for path in files)
+    return {path.name for path in files}
+
+
+def hashes(folder: Path) -> set[str]:
+    return {hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.png")}
+
+
+def lose_a_joined_node(bed: Testbed) -> None:
+    """Files from the driver's node, rows in SQLite: a node joins a search that runs, works, and is killed."""
+    search = start_search(bed)
+    until_working(bed.head, bed, search)
+    bed.join()
+    until_working(bed.node, bed, search)
+    lost = time.monotonic()
+    bed.lose()
+
+    def tried_again() -> bool:
+        with sqlite3.connect(f"file:{bed.head.root / 'state' / 'autoad.db'}?mode=ro", uri=True) as database:
+            rows = database.execute("SELECT json_extract(row, '$.attempts') FROM trials").fetchall()
+        return (2,) in rows
+
+    wait_for("another attempt", tried_again)
+    print(f"\nkilled node: trial begun again after {time.monotonic() - lost:.1f} s")
+    result = finish(search)
+    check(bed, result)
+    assert {row["node"] for row in result["leaderboard"]} <= {"head", "node"}
+    truth = hashes(bed.head.root / "pictures" / "train")
+    assert fetched(bed.node) >= truth - hashes(bed.node.root / "pictures"), "the node's decoy was taken for a picture"
+    assert not fetched(bed.head), "the driver's node has the pictures already"
+
+
+def cut_off_a_node(bed: Testbed) -> None:
+    """Files on S3, rows in PostgreSQL: two nodes from the start, of which one is cut off."""
+    bucket = f"files-{time.monotonic_ns()}"
+    bed.make_bucket(bucket)
+    bed.join()
+    search = start_search(bed, AUTOAD_FILES_URL=f"s3://{bucket}/autoad", AUTOAD_DATABASE_URL=bed.database_url)
+    until_working(bed.node, bed, search)
+    until_working(bed.head, bed, search)
+    until_working(bed.node, bed, search)
+    cut = time.monotonic()
+    bed.cut()
+    result = finish(search)
+    print(f"\ncut-off node: search finished {time.monotonic() - cut:.1f} s after")
+    check(bed, result)
+    keys = bed.objects(bucket)
+    names = [key.rpartition("/")[2] for key in keys]
+    assert all(key == f"autoad/default/pictures/{name[:2]}/{name}" for key, name in zip(keys, names, strict=True))
+    assert hashes(bed.head.root / "pictures" / "train") & set(names)
+    assert fetched(bed.node) <= set(names)
+    assert fetched(bed.node)
+    assert not (bed.head.root / "state" / "autoad.db").exists()
+    bed.plug()
+
+
+FAULTS = {"kill": lose_a_joined_node, "cut": cut_off_a_node}
+
+
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_a_search_survives_the_loss_of_a_node(bed: Testbed, fault: str) -> None:
+    FAULTS[fault](bed)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("time", range(1, 6))
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_a_search_survives_every_time(bed: Testbed, fault: str, time: int) -> None:
+    FAULTS[fault](bed)
