@@ -6,9 +6,12 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from autoad.schema import SearchResult
 
 app = typer.Typer(
     name="autoad",
@@ -35,7 +38,12 @@ def _seconds(text: str) -> float:
 
 @app.command()
 def search(
-    data: Annotated[Path, typer.Option(help="Folder of pictures (MVTec layout, or good/ and bad/) or a manifest.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of pictures (MVTec layout, or good/ and bad/) or a manifest.")
+    ] = None,
+    resume: Annotated[
+        str, typer.Option(help="Name or id of an interrupted search to go on with; takes --time and --trials.")
+    ] = "",
     time: Annotated[
         str, typer.Option(help="Time for the whole search, such as 20m or 1h30m. Default 20m, or none with --trials.")
     ] = "",
@@ -56,15 +64,31 @@ def search(
     false_positive_rate: Annotated[
         float | None, typer.Option(help="Share of good pictures that may be called anomalous. Default 0.05.")
     ] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="End after so many finished trials in a row without a better one.")
+    ] = None,
+    trial_timeout: Annotated[
+        str, typer.Option(help="Time after which a trial counts as hanging. Default a quarter of --time, or 1h.")
+    ] = "",
     engine: Annotated[str, typer.Option(help="What runs the backbone: auto, openvino, torch or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of the backbone: auto, float32 or bfloat16.")] = "auto",
     address: Annotated[str, typer.Option(help="HOST:PORT of a running Ray cluster that this machine belongs to.")] = "",
     as_json: Json = False,
 ) -> None:
     """Search algorithms and hyperparameters for a dataset; refit, calibrate and test the best."""
-    from autoad.console import ConsoleListener, out, print_result
-    from autoad.search import DEFAULT_SECONDS, SearchRequest, run_search
+    from autoad.console import ConsoleListener
+    from autoad.errors import UsageError
+    from autoad.search import DEFAULT_SECONDS, SearchRequest, load_result, resume_search, run_search
 
+    if resume:
+        if data is not None:
+            raise UsageError("--resume must stand without --data: a search keeps the pictures that it began with")
+        listener = ConsoleListener(load_result(resume).objective)
+        limit = _seconds(time) if time else None
+        _show(resume_search(resume, listener, seconds=limit, trials=trials), as_json)
+        return
+    if data is None:
+        raise UsageError("a search needs pictures: give --data FOLDER, or --resume NAME to go on with an earlier one")
     default = DEFAULT_SECONDS if trials is None and not deterministic else None
     request = SearchRequest(
         data=data,
@@ -78,11 +102,19 @@ def search(
         deterministic=deterministic,
         max_epochs=max_epochs,
         false_positive_rate=false_positive_rate,
+        patience=patience,
+        trial_timeout=_seconds(trial_timeout) if trial_timeout else None,
         engine=engine,
         precision=precision,
         address=address,
     )
-    result = run_search(request, ConsoleListener(objective))
+    _show(run_search(request, ConsoleListener(objective)), as_json)
+
+
+def _show(result: SearchResult, as_json: bool) -> None:
+    """A search's result; an interrupted one ends the process as Ctrl-C does."""
+    from autoad.console import out, print_result
+
     if as_json:
         out.out(result.model_dump_json(indent=2), highlight=False)
     else:

@@ -12,7 +12,10 @@
     |-- WeightsError                a backbone's weights cannot be reached or are not what they should be
     |-- FileStoreError              the file store cannot be reached, or does not hold what it should
     |-- ArtifactError               a saved model is damaged, incomplete or of a newer schema
+    |-- StorageFullError            the disk has no room for what must be kept
     |-- TrialError                  a trial could not be carried out (its reason goes on the leaderboard)
+    |-- StateError                  the metadata cannot be written, or the machinery does not come up; resume later
+    |-- LeaseLostError              another process carries the search out now
     `-- NoTrialSucceededError       a search ended without one usable model (exit code 3)
 
 A message says what is wrong, names the thing, and says what to do about it.
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 __all__ = [
     "ArtifactError",
@@ -29,8 +33,11 @@ __all__ = [
     "CalibrationError",
     "DatasetError",
     "FileStoreError",
+    "LeaseLostError",
     "NoTrialSucceededError",
     "SearchSpaceError",
+    "StateError",
+    "StorageFullError",
     "TrialError",
     "UnknownNameError",
     "UnreadableImageError",
@@ -101,11 +108,46 @@ class ArtifactError(AutoADError):
     exit_code = 2
 
 
+class StorageFullError(AutoADError):
+    """The disk has no room for what must be kept.
+
+    Args:
+        folder: what cannot be written.
+        needed: bytes that it needs; 0 if not known yet.
+        free: bytes that may still be written.
+    """
+
+    def __init__(self, folder: Path, needed: int, free: int) -> None:
+        super().__init__(folder, needed, free)  # all of them, or it could not be sent from a worker
+        self.folder = folder
+        self.needed = needed
+        self.free = free
+
+    def __str__(self) -> str:
+        needed = f"{_megabytes(self.needed)} more" if self.needed else "another file"
+        return (
+            f"{self.folder} must have room for {needed} but its disk, or your share of it, has {_megabytes(self.free)} "
+            "free; free space, or set AUTOAD_DATA_DIR to a folder on a larger disk"
+        )
+
+
 class TrialError(AutoADError):
     """One trial could not be carried out; the search goes on."""
+
+
+class StateError(AutoADError):
+    """A search had to stop, but what it has done is kept: resume it when the cause is mended."""
+
+
+class LeaseLostError(AutoADError):
+    """Another process has taken over what this one was doing."""
 
 
 class NoTrialSucceededError(AutoADError):
     """No trial of the search produced a model."""
 
     exit_code = 3
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import ByteSize, Field, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from autoad.errors import UsageError
 
 __all__ = ["Settings", "get_settings"]
 
@@ -19,6 +21,8 @@ class Settings(BaseSettings):
         database_url: SQLAlchemy address of the metadata; empty for SQLite in ``data_dir``.
         files_url: where pictures are kept for workers of other nodes: ``s3://BUCKET/PREFIX`` or a folder; empty for the
             driver's node.
+        features_limit: bytes that the feature store may take on this machine (``20GB``); None for half of what the disk
+            would have free without it.
         project: name under which datasets, searches and models are kept apart from other projects'.
     """
 
@@ -28,6 +32,7 @@ class Settings(BaseSettings):
     weights_dir: Path | None = None
     database_url: str = ""
     files_url: str = ""
+    features_limit: ByteSize | None = None
     project: str = "default"
 
     @field_validator("data_dir", "weights_dir")
@@ -35,6 +40,24 @@ class Settings(BaseSettings):
     def _absolute(cls, folder: Path | None) -> Path | None:
         """Workers run in folders of their own, and a model's address must hold everywhere."""
         return None if folder is None else folder.expanduser().absolute()
+
+    @field_validator("features_limit", mode="before")
+    @classmethod
+    def _size(cls, size: object) -> object:
+        """Say by its own name what is wrong.
+
+        Raises:
+            UsageError: this is no size.
+        """
+        if size is None or size == "":
+            return None
+        try:
+            parsed = TypeAdapter(ByteSize).validate_python(size)
+        except ValidationError:
+            parsed = None
+        if not parsed or parsed < 0:
+            raise UsageError(f"AUTOAD_FEATURES_LIMIT must be a size such as 20GB or 500MiB but got {size!r}")
+        return parsed
 
     @property
     def sqlalchemy_url(self) -> str:

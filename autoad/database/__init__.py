@@ -7,7 +7,8 @@ SQLAlchemy address through ``AUTOAD_DATABASE_URL``. Pictures and models are file
 
 from __future__ import annotations
 
+from autoad.database._owner import LEASE_SECONDS, is_gone, this_process
 from autoad.database._records import Search, Trial
 from autoad.database._session import Database
 
-__all__ = ["Database", "Search", "Trial"]
+__all__ = ["LEASE_SECONDS", "Database", "Search", "Trial", "is_gone", "this_process"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,15 +13,19 @@ import alembic.command
 import alembic.util
 import sqlalchemy
 from alembic.config import Config
-from sqlalchemy import event, select
+from sqlalchemy import event, func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from autoad.database._owner import is_gone
 from autoad.database._records import Search, Trial, utc_now
-from autoad.errors import UsageError
+from autoad.errors import LeaseLostError, UsageError
 from autoad.schema import TrialRow
 from autoad.settings import Settings, get_settings
 
 __all__ = ["Database"]
+
+
+_MIGRATION_LOCK = 0x6175746F  # any number that nobody else in the database is likely to lock
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
@@ -46,6 +51,7 @@ class Database:
     def __init__(self, settings: Settings | None = None) -> None:
         settings = settings or get_settings()
         self.project = settings.project
+        self._data_dir = settings.data_dir
         try:
             settings.data_dir.mkdir(parents=True, exist_ok=True)
             self._engine = sqlalchemy.create_engine(settings.sqlalchemy_url)
@@ -66,9 +72,18 @@ class Database:
     def _migrate(self) -> None:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        with self._engine.begin() as connection:
+        with self._alone(), self._engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             config.attributes["connection"] = connection
             alembic.command.upgrade(config, "head")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Among this machine's processes: SQLite makes its tables outside any transaction."""
+        with (self._data_dir / "autoad.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def close(self) -> None:
         """Close all connections."""
@@ -80,9 +95,16 @@ class Database:
             yield session
 
     def add_search(
-        self, search_id: str, name: str, dataset_hash: str, request: dict[str, Any], summary: dict[str, Any]
+        self,
+        search_id: str,
+        name: str,
+        dataset_hash: str,
+        request: dict[str, Any],
+        summary: dict[str, Any],
+        *,
+        owner: str | None = None,
     ) -> None:
-        """Record that a search begins.
+        """Record that a search begins, carried out by ``owner``.
 
         Raises:
             UsageError: the project already has a search of that name.
@@ -98,6 +120,8 @@ class Database:
                         dataset_hash=dataset_hash,
                         request=request,
                         summary=summary,
+                        owner=owner,
+                        heartbeat=utc_now(),
                     )
                 )
         except sqlalchemy.exc.IntegrityError as error:
@@ -114,6 +138,64 @@ class Database:
             if status is not None:
                 search.status = status
                 search.finished = None if status == "running" else utc_now()
+                search.owner = search.owner if status == "running" else None
+
+    def take_over(self, search_id: str, owner: str) -> Search:
+        """Become the owner of a search that nobody carries out any more.
+
+        Raises:
+            UsageError: somebody does.
+        """
+        with self._transaction() as session:
+            search = session.get_one(Search, search_id)
+            if search.owner is not None and not is_gone(search.owner, search.heartbeat):
+                raise UsageError(
+                    f"the search {search.name!r} is being carried out by process {search.owner}; wait for its end, or "
+                    "stop it first"
+                )
+            mine = {"owner": owner, "heartbeat": utc_now(), "status": "running", "finished": None}
+            same = update(Search).where(Search.id == search_id, Search.owner.is_not_distinct_from(search.owner))
+            if (
+                session.scalar(same.values(mine).returning(Search.id)) is None
+            ):  # two came at once, and the other was first
+                raise UsageError(f"the search {search.name!r} has just been taken over by another process")
+            session.refresh(search)
+            return search
+
+    def renew(self, search_id: str, owner: str, spent: float) -> None:
+        """Say that the owner is alive, and how long the search has taken, in seconds.
+
+        Raises:
+            LeaseLostError: the search has another owner now.
+        """
+        with self._transaction() as session:
+            self._renew(session, search_id, owner, {"spent": spent})
+
+    def lost_searches(self) -> Sequence[Search]:
+        """Searches of the project that are marked as running though their owner is gone."""
+        query = select(Search).where(Search.project == self.project, Search.status == "running")
+        with self._sessions() as session:
+            return [s for s in session.scalars(query) if s.owner is None or is_gone(s.owner, s.heartbeat)]
+
+    def write_fingerprint(self, search_id: str, fingerprint: list[float]) -> None:
+        """Record what the search's pictures look like."""
+        with self._transaction() as session:
+            session.get_one(Search, search_id).fingerprint = fingerprint
+
+    def fingerprinted_searches(self) -> Sequence[Search]:
+        """Complete searches of the project that have a fingerprint, oldest first."""
+        query = select(Search).where(
+            Search.project == self.project, Search.status == "complete", Search.fingerprint.is_not(None)
+        )
+        with self._sessions() as session:
+            return session.scalars(query.order_by(Search.created)).all()
+
+    @staticmethod
+    def _renew(session: Session, search_id: str, owner: str, values: dict[str, Any]) -> None:
+        """One statement that checks and locks: whoever takes the search over comes before it, or after the commit."""
+        mine = update(Search).where(Search.id == search_id, Search.owner == owner)
+        if session.scalar(mine.values(heartbeat=utc_now(), **values).returning(Search.id)) is None:
+            raise LeaseLostError(f"another process has taken over the search {search_id}; this one writes nothing more")
 
     def find_search(self, name: str | None = None) -> Search:
         """The search of that name or id, or the newest one.
@@ -134,10 +216,16 @@ class Database:
             raise UsageError("there is no search yet; start one with: autoad search --data FOLDER")
         raise UsageError(f"there is no search {name!r}; the newest are: {', '.join(s.name for s in known)}")
 
-    def write_trial(self, search_id: str, row: TrialRow) -> None:
-        """Insert or replace the row of a trial."""
+    def write_trial(self, search_id: str, row: TrialRow, *, owner: str | None = None) -> None:
+        """Insert or replace the row of a trial.
+
+        Raises:
+            LeaseLostError: ``owner`` is given and the search has another one now.
+        """
         finished = None if row.status == "running" else utc_now()
         with self._transaction() as session:
+            if owner is not None:
+                self._renew(session, search_id, owner, {})
             trial = session.get(Trial, (search_id, row.trial))
             if trial is None:
                 trial = Trial(search_id=search_id, number=row.trial, project=self.project)

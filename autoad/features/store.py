@@ -1,6 +1,6 @@
 """Decoded pictures and backbone features, computed once per node and shared by all trials.
 
-Below the store's folder lie tables (:mod:`autoad.features.shards`), one for each thing that decides a value besides
+Below the store's folder lie tables (:mod:`autoad.features.table`), one for each thing that decides a value besides
 the picture: ``images/HxW-vN`` and ``BACKBONE-WEIGHTS/HxW-ENGINE-PRECISION-vN``. Rows are named by the sha256 of the
 picture's file, columns are the stages. A label, a fold, a role or a file's name therefore recomputes nothing.
 
@@ -29,13 +29,16 @@ from autoad.data.decoding import load_image
 from autoad.errors import FileStoreError, UnreadableImageError, WeightsError
 from autoad.features.backbones import feature_shapes, stage_indices
 from autoad.features.engines import Engine, EngineChoice, create_engine
-from autoad.features.shards import Chunk, ShardTable
+from autoad.features.room import Room
+from autoad.features.shard import Chunk
+from autoad.features.table import ShardTable
 from autoad.features.weights import Weights, find_weights
+from autoad.settings import get_settings
 
 __all__ = ["PREPROCESSING_VERSION", "FeatureStore", "as_tensors"]
 
-PREPROCESSING_VERSION = 1
-"""Part of every key; goes up when decoding, resizing or normalising changes."""
+PREPROCESSING_VERSION = 2
+"""Part of every key; goes up when decoding, resizing or normalising changes, or the shards' files do."""
 
 _PIXELS = "pixels"
 _PYRAMID = (1, 2, 3, 4)
@@ -48,14 +51,17 @@ _LARGEST = float(np.finfo(np.float16).max)
 class FeatureStore:
     """The store of one node.
 
-    Safe to use from several processes at once: what is missing is computed by one of them while the others wait.
+    Safe to use from several processes at once: what is missing is computed by one of them while the others wait. What
+    has not been used longest is removed when the limit or the disk demands it; what is damaged is computed again.
 
     Args:
         root: its folder; made when it is first written to.
+        limit: bytes that it may take; None for the setting ``features_limit``. One request may take more.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, limit: int | None = None) -> None:
         self._root = root
+        self._room = Room(root, get_settings().features_limit if limit is None else limit)
         self._tables: dict[tuple[str, ...], ShardTable] = {}
         self._engine: tuple[object, Engine] | None = None
 
@@ -66,6 +72,7 @@ class FeatureStore:
             ``[N, H, W, 3]`` uint8 RGB, read-only, in the order of ``pictures``.
 
         Raises:
+            StorageFullError: the disk has no room for what must be computed.
             UnreadableImageError: a picture cannot be decoded, or is not the file that it was.
             UsageError: the store cannot be written.
         """
@@ -104,6 +111,7 @@ class FeatureStore:
             are the largest that it has.
 
         Raises:
+            StorageFullError: the disk has no room for what must be computed.
             UnreadableImageError: a picture cannot be decoded, or is not the file that it was.
             UsageError: no such backbone, stage or engine, or the store cannot be written.
             WeightsError: the backbone's weights cannot be reached, or give values that are not numbers.
@@ -133,7 +141,9 @@ class FeatureStore:
         return {stage: found[_column(stage)] for stage in stages}
 
     def _table(self, *names: str) -> ShardTable:
-        return self._tables.setdefault(names, ShardTable(self._root.joinpath(*names)))
+        if not self._tables:
+            self._room.sweep()
+        return self._tables.setdefault(names, ShardTable(self._root.joinpath(*names), self._room))
 
     def _images(self, size: tuple[int, int]) -> ShardTable:
         return self._table("images", f"{_name(size)}-v{PREPROCESSING_VERSION}")
@@ -159,12 +169,13 @@ class FeatureStore:
 
     def _pixels(self, pictures: Sequence[Picture], size: tuple[int, int], threads: int) -> Iterator[NDArray[np.uint8]]:
         """Pixels of the pictures, a chunk at a time; the store's own where it has them."""
-        table, keys = self._images(size), [picture.sha256 for picture in pictures]
-        if not table.holds(keys, [_PIXELS]):
-            yield from _decode(pictures, size, threads)
-            return
-        for start in range(0, len(keys), _CHUNK):
-            yield table.take(keys[start : start + _CHUNK], [_PIXELS], _nothing)[_PIXELS]
+        table = self._images(size)
+        for start in range(0, len(pictures), _CHUNK):
+            found = table.find([picture.sha256 for picture in pictures[start : start + _CHUNK]], [_PIXELS])
+            if found is None:
+                yield from _decode(pictures[start:], size, threads)
+                return
+            yield found[_PIXELS]
 
 
 def as_tensors(features: Mapping[int, NDArray[Any]]) -> dict[int, Tensor]:
@@ -188,10 +199,6 @@ def _alias(array: NDArray[Any]) -> NDArray[Any]:
     if array.flags.writeable:
         return array
     return np.asarray(_Memory(array)) if array.size else np.empty_like(array)
-
-
-def _nothing(missing: list[str], _: list[str]) -> Iterator[Chunk]:
-    raise FileNotFoundError(f"{len(missing)} pictures have gone")
 
 
 def _decode(pictures: Sequence[Picture], size: tuple[int, int], threads: int) -> Iterator[NDArray[np.uint8]]:

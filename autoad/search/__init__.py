@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from autoad.search import _ray_environment as _ray_environment
+from autoad.search.budget import Budget
 from autoad.search.plan import DEFAULT_RATE, DEFAULT_SECONDS, SearchRequest
-from autoad.search.run import SearchListener, load_result, run_search
+from autoad.search.run import SearchListener, load_result, resume_search, run_search
 from autoad.search.scoring import score_pictures
-from autoad.search.tuning import Budget
 
 __all__ = [
     "DEFAULT_RATE",
@@ -15,6 +15,7 @@ __all__ = [
     "SearchListener",
     "SearchRequest",
     "load_result",
+    "resume_search",
     "run_search",
     "score_pictures",
 ]

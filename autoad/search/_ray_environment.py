@@ -4,7 +4,7 @@ Ray's processes listen on loopback alone when the node's address is 127.0.0.1, w
 are off; any other address, even 127.0.0.2, makes most of them listen on every interface. And they authenticate by a
 token: for a Ray of our own a fresh one that is never written to disk, unless the user has one (`cluster.py`).
 
-Tune lets one trial at a time wait for its worker unless told otherwise; the searcher holds proposals back by itself.
+Tune starts one worker after another unless told otherwise; as many as there are places may start at once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",
 }.items():
     os.environ.setdefault(_name, _value)

@@ -13,6 +13,7 @@ health checks; :func:`explain_death` turns that into a sentence, and the search 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import logging
 import os
@@ -58,6 +59,7 @@ _ANSWER_SECONDS = 60.0
 _CONNECT_SECONDS = 5.0
 _RECOUNT_SECONDS = 1.0
 _READERS = 4
+_FOLDER, _LOCK = "autoad-ray-", "lock"
 
 
 class Workers(Protocol):
@@ -114,8 +116,13 @@ class ClusterWorkers:
 @contextmanager
 def local_ray(workers: LocalWorkers) -> Iterator[None]:
     """A Ray instance of our own that listens on loopback only, and leaves nothing behind."""
+    _remove_leftovers()
     # A Unix socket's path must stay below 108 characters, so this cannot lie in the data folder.
-    folder = tempfile.mkdtemp(prefix="autoad-ray-")
+    folder = tempfile.mkdtemp(prefix=_FOLDER)
+    lock = os.open(Path(folder, _LOCK), os.O_CREAT | os.O_WRONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    # When this process is killed its Ray is, too; the agents of Ray's node would look for their head for a minute more.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
@@ -133,6 +140,15 @@ def local_ray(workers: LocalWorkers) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_leftovers() -> None:
+    """Remove the folders of drivers that were killed: nobody holds the lock in them any more."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*/{_LOCK}"):
+        with suppress(OSError), path.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path.parent, ignore_errors=True)
 
 
 @contextmanager

@@ -49,6 +49,8 @@ class SearchRequest:
         max_epochs: lowers the search spaces' ceilings of epochs.
         address: ``HOST:PORT`` of a running Ray cluster to search on; empty for this machine alone.
         false_positive_rate: for the threshold; None for 5 %, or the smallest that the pictures allow.
+        patience: finished trials in a row that may fail to improve the best before the search ends; None for any.
+        trial_timeout: seconds after which a trial counts as hanging; None for a quarter of the trials' time.
     """
 
     data: Path
@@ -62,6 +64,8 @@ class SearchRequest:
     deterministic: bool = False
     max_epochs: int | None = None
     false_positive_rate: float | None = None
+    patience: int | None = None
+    trial_timeout: float | None = None
     engine: str = "auto"
     precision: str = "auto"
     address: str = ""
@@ -82,8 +86,12 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def make_plan(request: SearchRequest) -> Plan:
+def make_plan(request: SearchRequest, *, resuming: str | None = None) -> Plan:
     """Check a request against the dataset and this machine; nothing is written.
+
+    Args:
+        request: what to search.
+        resuming: name of the search that it resumes; None for a new one.
 
     Raises:
         UsageError: the request, the dataset or the search space is wrong.
@@ -97,7 +105,7 @@ def make_plan(request: SearchRequest) -> Plan:
     if request.trials is None and request.seconds is None and not request.deterministic:
         raise UsageError("a search needs an end: give --trials or --time")
     spaces = load_spaces(algorithms, request.space)
-    if request.name:
+    if request.name and resuming is None:
         _check_name(request.name)
     if request.deterministic and request.seconds is not None:
         raise UsageError("a deterministic search must not depend on the clock: give --trials instead of --time")

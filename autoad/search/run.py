@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import secrets
 import shutil
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import optuna
 import pyarrow.parquet
+import sqlalchemy
 
 from autoad.algorithms import get_algorithm
 from autoad.data import Picture, draw_defects
-from autoad.database import Database
-from autoad.errors import NoTrialSucceededError
+from autoad.database import Database, Search, this_process
+from autoad.errors import LeaseLostError, NoTrialSucceededError, StateError, UsageError
 from autoad.schema import Champion, DatasetSummary, SearchResult, TrialRow
+from autoad.search.budget import Budget
 from autoad.search.champion import RefitError, finish_champion
 from autoad.search.cluster import LocalWorkers, Workers, check_reachable, join_ray, local_ray, offer_files
+from autoad.search.dispatch import Dispatcher, Listener, Suggestion
 from autoad.search.leaderboard import rank_trials
+from autoad.search.lease import Lease
 from autoad.search.plan import DETERMINISTIC_EPOCHS, DETERMINISTIC_TRIALS, Plan, SearchRequest, make_plan
+from autoad.search.recovery import SCRATCH, close_search, outstanding, recover_lost_searches
 from autoad.search.space import load_spaces
+from autoad.search.study import Proposer, study_storage
 from autoad.search.trial import TrialTask
-from autoad.search.tuning import Budget, Listener, StudySearcher, run_trials
+from autoad.search.tuning import run_trials
 from autoad.settings import Settings, get_settings
 
-__all__ = ["SearchListener", "load_result", "run_search"]
+__all__ = ["SearchListener", "load_result", "resume_search", "run_search"]
 
 _TRIALS_SHARE = 0.82
 
@@ -55,6 +61,7 @@ def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult
     Raises:
         UsageError: the request, the dataset or the search space is wrong; nothing has been written then.
         NoTrialSucceededError: all trials failed.
+        StateError: the search had to stop, and can be resumed.
     """
     settings = get_settings()
     started = time.monotonic()
@@ -65,18 +72,64 @@ def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult
         listener.say(note)
     search_id = secrets.token_hex(6)
     name = request.name or f"{plan.dataset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    database = Database(settings)
     summary = _summary(plan, search_id, name)
-    try:
+    with _opened(settings, listener) as database:
         database.add_search(
-            search_id, name, plan.dataset.hash, _request_record(request), summary.model_dump(mode="json")
+            search_id,
+            name,
+            plan.dataset.hash,
+            _request_record(plan),
+            summary.model_dump(mode="json"),
+            owner=this_process(),
         )
-        try:
-            return _carry_out(plan, summary, settings, database, listener, started)
-        except BaseException as error:
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            database.update_search(search_id, status=status)
-            raise
+        return _carry_out(plan, summary, settings, database, listener, spent=time.monotonic() - started)
+
+
+def resume_search(
+    name: str, listener: SearchListener, *, seconds: float | None = None, trials: int | None = None
+) -> SearchResult:
+    """Go on with a search that was interrupted, failed or whose process was killed.
+
+    No trial that has ended is repeated; those that were cut off are tried first.
+
+    Args:
+        name: or id, of the search.
+        listener: hears how it goes.
+        seconds: time from now on; None for what is left of the search's own.
+        trials: number of trials from now on; likewise.
+
+    Raises:
+        UsageError: there is no such search, it is complete or under way, or its pictures, search space or this
+            machine's engine are not what they were.
+        NoTrialSucceededError: all trials failed.
+        StateError: the search had to stop, and can be resumed.
+    """
+    settings = get_settings()
+    started = time.monotonic()
+    with _opened(settings, listener) as database:
+        search = database.find_search(name)
+        if search.status == "complete":
+            raise UsageError(f"the search {search.name!r} is complete; there is nothing to resume")
+        rows = database.trials(search.id)
+        request = _read_request(search.request, rows, search.spent, seconds, trials)
+        plan = make_plan(request, resuming=search.name)
+        summary = SearchResult.model_validate(search.summary | {"status": "running"})
+        _check_unchanged(plan, search, summary)
+        search = database.take_over(search.id, this_process())
+        close_search(database, settings, search.id, "the search was interrupted")
+        shutil.rmtree(settings.searches_dir / search.id / "synthetic", ignore_errors=True)
+        listener.say(f"resuming {search.name} after {search.spent:.0f} s and {len(rows)} trials")
+        return _carry_out(plan, summary, settings, database, listener, spent=search.spent + time.monotonic() - started)
+
+
+@contextmanager
+def _opened(settings: Settings, listener: SearchListener) -> Iterator[Database]:
+    """The database, with lost searches put in order."""
+    database = Database(settings)
+    try:
+        for lost in recover_lost_searches(database, settings):
+            listener.say(f"the search {lost.name} was cut off; go on with: autoad search --resume {lost.id}")
+        yield database
     finally:
         database.close()
 
@@ -96,8 +149,50 @@ def load_result(name: str | None = None) -> SearchResult:
         database.close()
 
 
-def _request_record(request: SearchRequest) -> dict[str, Any]:
-    return {key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(request).items()}
+def _request_record(plan: Plan) -> dict[str, Any]:
+    """What to ask again when the search is resumed."""
+    record = dataclasses.asdict(plan.request) | {"data": str(plan.request.data.absolute())}
+    if plan.request.space is not None:
+        record["space"] = str(plan.request.space.absolute())
+    return record | {"spaces_sha256": _spaces_sha256(plan)}
+
+
+def _spaces_sha256(plan: Plan) -> str:
+    described = {name: dataclasses.asdict(space) for name, space in sorted(plan.spaces.items())}
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _read_request(
+    record: dict[str, Any], rows: Sequence[TrialRow], spent: float, seconds: float | None, trials: int | None
+) -> SearchRequest:
+    known = {field.name for field in dataclasses.fields(SearchRequest)}
+    values = {key: value for key, value in record.items() if key in known}
+    values |= {"data": Path(record["data"]), "algorithms": tuple(record["algorithms"])}
+    if record["space"] is not None:
+        values["space"] = Path(record["space"])
+    if seconds is not None:
+        values["seconds"] = spent + seconds
+    if trials is not None:
+        values["trials"] = sum(row.status != "stopped" for row in rows) + trials
+    return SearchRequest(**values)
+
+
+def _check_unchanged(plan: Plan, search: Search, summary: SearchResult) -> None:
+    """Refuse to mix results of different pictures, spaces or engines in one search."""
+    for what, before, now in (
+        ("the pictures in " + str(plan.request.data), search.dataset_hash, plan.dataset.hash),
+        ("the search space", search.request["spaces_sha256"], _spaces_sha256(plan)),
+        ("the engine of this machine", summary.engine, _engine(plan)),
+    ):
+        if before != now:
+            raise UsageError(
+                f"{what} must be what it was when the search {search.name!r} began ({before[:20]}) but is {now[:20]}; "
+                "start a new search"
+            )
+
+
+def _engine(plan: Plan) -> str:
+    return f"{plan.engine.name} {plan.engine.precision}"
 
 
 def _summary(plan: Plan, search_id: str, name: str) -> SearchResult:
@@ -125,7 +220,7 @@ def _summary(plan: Plan, search_id: str, name: str) -> SearchResult:
             roles=roles,
         ),
         evidence=plan.roles.evidence,
-        engine=f"{plan.engine.name} {plan.engine.precision}",
+        engine=_engine(plan),
         notes=list(plan.notes),
         champion=None,
         leaderboard=[],
@@ -168,85 +263,130 @@ def _task(plan: Plan, selection: Sequence[Picture], settings: Settings) -> Trial
     )
 
 
-def _budget(request: SearchRequest, workers: Workers, spent: float) -> Budget:
+def _budget(request: SearchRequest, spent: float) -> Budget:
+    seconds = None if request.seconds is None else request.seconds * _TRIALS_SHARE
+    trials = request.trials
     if request.deterministic:
-        return Budget(request.trials or DETERMINISTIC_TRIALS, None, workers.count)
-    seconds = None if request.seconds is None else max(1.0, request.seconds * _TRIALS_SHARE - spent)
-    return Budget(request.trials, seconds, workers.count)
+        seconds, trials = None, request.trials or DETERMINISTIC_TRIALS
+    return Budget(trials, seconds, 1, request.patience, request.trial_timeout, before=spent)
 
 
-def _open_study(plan: Plan, name: str, settings: Settings) -> optuna.Study:
-    """A study whose first trials are the default of each algorithm, those that do not train before the others."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # group, constant_liar
-        sampler = optuna.samplers.TPESampler(
-            seed=plan.request.seed, multivariate=True, group=True, constant_liar=not plan.request.deterministic
-        )
-    study = optuna.create_study(
-        storage=f"sqlite:///{settings.data_dir.absolute() / 'optuna.db'}",
-        study_name=name,
-        direction="maximize",
-        sampler=sampler,
-    )
-    for space in sorted(plan.spaces.values(), key=lambda space: get_algorithm(space.algorithm).iterative):
-        study.enqueue_trial({"algorithm": space.algorithm} | space.encode(space.defaults()))
-    return study
+def _first_trials(plan: Plan) -> list[Suggestion]:
+    """The default of each algorithm, those that do not train before the others."""
+    spaces = sorted(plan.spaces.values(), key=lambda space: get_algorithm(space.algorithm).iterative)
+    return [Suggestion("default", space.algorithm, space.defaults()) for space in spaces]
 
 
 def _carry_out(
-    plan: Plan, summary: SearchResult, settings: Settings, database: Database, listener: SearchListener, started: float
+    plan: Plan,
+    summary: SearchResult,
+    settings: Settings,
+    database: Database,
+    listener: SearchListener,
+    *,
+    spent: float,
 ) -> SearchResult:
-    request, search_id = plan.request, summary.search_id
+    """Trials, then the champion, as the owner of the search."""
+    search_id = summary.search_id
+    with Lease(database, search_id, spent) as lease:
+        try:
+            result = _search(plan, summary, settings, database, lease, listener)
+        except LeaseLostError:
+            raise
+        except BaseException as error:
+            status = "interrupted" if isinstance(error, KeyboardInterrupt | StateError) else "failed"
+            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):  # then the next search finds it lost
+                database.update_search(search_id, status=status)
+            raise
+    if result.status == "failed":
+        reasons = sorted({f"{row.algorithm}: {row.reason}" for row in result.leaderboard if row.reason})
+        raise NoTrialSucceededError("no trial succeeded; " + ("; ".join(reasons[:8]) or "the time was too short"))
+    return result
+
+
+def _search(
+    plan: Plan,
+    summary: SearchResult,
+    settings: Settings,
+    database: Database,
+    lease: Lease,
+    listener: SearchListener,
+) -> SearchResult:
+    search_id = summary.search_id
     folder = settings.searches_dir / search_id
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     _store_dataset(plan, folder)
+    interrupted = _run_trials(plan, summary, folder, settings, database, lease, listener)
+    lease.check()
+    rows = rank_trials(database.trials(search_id), plan.objective)
+    notes = list(summary.notes)
+    champion = None
+    if not interrupted:
+        try:
+            champion = _champion(plan, rows, summary, settings, listener, notes)
+        except KeyboardInterrupt:
+            interrupted = True
+    status: Literal["interrupted", "failed", "complete"]
+    status = "interrupted" if interrupted else "failed" if champion is None else "complete"
+    seconds = round(lease.spent, 1)
+    result = summary.model_copy(update={"status": status, "seconds": seconds, "notes": notes, "champion": champion})
+    lease.check()
+    database.update_search(search_id, status=result.status, summary=result.model_dump(mode="json"))
+    return result.model_copy(update={"leaderboard": rows})
+
+
+def _run_trials(
+    plan: Plan,
+    summary: SearchResult,
+    folder: Path,
+    settings: Settings,
+    database: Database,
+    lease: Lease,
+    listener: SearchListener,
+) -> bool:
+    """Run the trials that the budget allows; whether that was interrupted."""
+    request, search_id = plan.request, summary.search_id
     selection: Sequence[Picture] = plan.roles.selection
     if plan.roles.evidence == "synthetic":
         listener.say("no labelled defect to select by: drawing synthetic ones (evidence: synthetic)")
         normals = [picture for picture in selection if picture.is_normal]
         selection = (*selection, *draw_defects(normals, folder / "synthetic", seed=request.seed))
     task = _task(plan, selection, settings)
-    study = _open_study(plan, search_id, settings)
+    rows = database.trials(search_id)
+    budget = _budget(request, lease.spent)
+    proposer = Proposer.open(
+        study_storage(settings), search_id, plan.spaces, seed=request.seed, liar=not request.deterministic
+    )
+    proposer.reconcile(rows, plan.objective)
+    normal = sum(picture.is_normal for picture in selection)
+    dispatcher = Dispatcher(
+        proposer,
+        plan.spaces,
+        budget,
+        lease.write_trial,
+        listener,
+        objective=plan.objective,
+        epochs=task.epochs,
+        pictures=(normal, len(selection) - normal),
+        queue=outstanding(_first_trials(plan), rows, plan.spaces),
+        known=rows,
+        by_rank=task.synthetic,
+        timed=not request.deterministic,
+    )
+    if dispatcher.finished:
+        return False
     with _ray(plan) as workers:
+        budget.workers = workers.count
         place = offer_files((*task.train, *task.selection), settings) if request.address else None
-        budget = _budget(request, workers, time.monotonic() - started)
-        searcher = StudySearcher(
-            study,
-            plan.spaces,
-            budget,
-            lambda row: database.write_trial(search_id, row),
-            listener,
-            by_rank=task.synthetic,
-        )
         listener.begin(budget)
         try:
-            interrupted = run_trials(searcher, task, workers, budget, list(plan.spaces), folder / "tune", place=place)
+            return run_trials(dispatcher, task, workers, place, folder / SCRATCH)
         finally:
             listener.end()
-    shutil.rmtree(folder / "tune", ignore_errors=True)
-    rows = rank_trials(database.trials(search_id), plan.objective)
-    notes = list(summary.notes)
-    champion = None
-    if not interrupted:
-        try:
-            champion = _champion(plan, task, rows, summary, settings, listener, notes)
-        except KeyboardInterrupt:
-            interrupted = True
-    status: Literal["interrupted", "failed", "complete"]
-    status = "interrupted" if interrupted else "failed" if champion is None else "complete"
-    seconds = round(time.monotonic() - started, 1)
-    result = summary.model_copy(update={"status": status, "seconds": seconds, "notes": notes, "champion": champion})
-    database.update_search(search_id, status=result.status, summary=result.model_dump(mode="json"))
-    if status == "failed":
-        reasons = sorted({f"{row.algorithm}: {row.reason}" for row in rows if row.reason})
-        raise NoTrialSucceededError("no trial succeeded; " + ("; ".join(reasons[:8]) or "the time was too short"))
-    return result.model_copy(update={"leaderboard": rows})
 
 
 def _champion(
     plan: Plan,
-    task: TrialTask,
     rows: Sequence[TrialRow],
     summary: SearchResult,
     settings: Settings,
@@ -269,7 +409,7 @@ def _champion(
         try:
             return finish_champion(
                 row,
-                task,
+                _task(plan, plan.roles.selection, settings),
                 plan.roles,
                 plan.dataset,
                 name=summary.name,

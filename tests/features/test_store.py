@@ -17,6 +17,7 @@ from autoad.data.decoding import load_image
 from autoad.errors import UnreadableImageError, UsageError, WeightsError
 from autoad.features import DEFAULT_BACKBONE, EngineChoice, FeatureStore, as_tensors, create_engine
 from autoad.features import store as module
+from autoad.features.room import Room
 
 SIZE = (64, 96)
 CHOICE = EngineChoice("openvino", "float32")
@@ -160,6 +161,55 @@ def test_images_are_decoded_once(
     assert len(computed) == 3
     store.images(some[:2], (32, 32))
     assert len(decoded) == 42
+
+
+def test_the_setting_limits_what_is_kept(
+    tmp_path: Path, pictures: WritePictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = pictures(4)
+    kept = {}
+    for limit in ("1GB", "200KB"):
+        monkeypatch.setenv("AUTOAD_FEATURES_LIMIT", limit)
+        root = tmp_path / limit
+        first = FeatureStore(root).images(some, (200, 200))
+        FeatureStore(root).images(some, (100, 100))
+        kept[limit] = len(list(root.glob("images/*/*/pixels.npy")))
+        assert np.array_equal(FeatureStore(root).images(some, (200, 200)), first)
+    assert kept == {"1GB": 2, "200KB": 1}
+
+
+def test_pixels_that_go_while_features_are_computed_are_decoded_again(
+    tmp_path: Path, pictures: WritePictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = pictures(40)
+    store = FeatureStore(tmp_path / "store")
+    store.images(some, SIZE)
+    decoded = []
+    monkeypatch.setattr(module, "load_image", lambda data, size: decoded.append(size) or load_image(data, size))
+
+    def evicting(*arguments: Any, **options: Any) -> Callable[[np.ndarray], dict[int, np.ndarray]]:
+        engine = create_engine(*arguments, **options)
+
+        def run(images: np.ndarray) -> dict[int, np.ndarray]:
+            Room(tmp_path / "store").evict(1)
+            return engine(images)
+
+        return run
+
+    monkeypatch.setattr(module, "create_engine", evicting)
+    got = ask(store, some, 3)[3]
+    assert np.array_equal(got, direct(some, 3)[3].astype(np.float16))
+    assert len(decoded) == 40 - 16
+
+
+def test_what_a_killed_process_left_goes_when_the_store_is_opened(tmp_path: Path, pictures: WritePictures) -> None:
+    some = pictures(1)
+    FeatureStore(tmp_path / "store").images(some, SIZE)
+    (table,) = (tmp_path / "store" / "images").iterdir()
+    (table / ".unfinished-0").mkdir()
+    (table / ".unfinished-0" / "pixels.npy").write_bytes(b"half")
+    FeatureStore(tmp_path / "store").images(some, SIZE)
+    assert not (table / ".unfinished-0").exists()
 
 
 def test_no_pictures(tmp_path: Path) -> None:

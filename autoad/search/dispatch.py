@@ -1,0 +1,429 @@
+"""Which worker tries what: every decision of a search, and no process, file or clock of its own.
+
+Workers come, take jobs, report, and may be lost; the :class:`Dispatcher` proposes trials, stops those that fall behind,
+keeps within time and memory, and commits a row before the study hears of it. :mod:`autoad.search.tuning` drives it with
+Ray Tune, ``benchmarks/search_strategies.py`` with a simulated clock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import optuna
+
+from autoad.algorithms import get_algorithm
+from autoad.schema import Objective, Origin, TrialRow
+from autoad.search.budget import Budget
+from autoad.search.cost import CostModel
+from autoad.search.ladders import AlgorithmLadders
+from autoad.search.shares import Standing, choose_algorithm, standard_error
+from autoad.search.space import Space
+from autoad.search.study import Proposer, objective_of
+
+__all__ = ["Dispatcher", "Job", "Listener", "Strategy", "Suggestion"]
+
+_EXACT_ROWS = 5
+_PROPOSALS = 4
+_ATTEMPTS = 2
+_LOADING = 4
+"""Timeouts that a trial may wait for its features, which a whole node computes only once."""
+
+_LONGEST_SHARE = 0.25
+
+
+class Listener(Protocol):
+    """Hears how the search goes."""
+
+    def started(self, row: TrialRow) -> None:
+        """A trial begins."""
+
+    def reported(self, row: TrialRow) -> None:
+        """A trial that trains was evaluated on its way; the row says where it stands."""
+
+    def finished(self, row: TrialRow) -> None:
+        """A trial has ended, in whatever way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """What helps a search along; each can be left out, to measure what it does.
+
+    Attributes:
+        ladders: stop trials that fall behind others of their algorithm.
+        shares: deal time to algorithms by promise; otherwise the sampler chooses the algorithm, too.
+        costs: begin nothing that is expected to outlast the time that is left, or to take a quarter of it.
+    """
+
+    ladders: bool = True
+    shares: bool = True
+    costs: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Suggestion:
+    """A trial that the sampler is not asked about: a default, a good one of an earlier search, one that was cut off."""
+
+    origin: Origin
+    algorithm: str
+    config: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a worker is to do.
+
+    Attributes:
+        trial: number of the trial.
+        algorithm: name of the algorithm.
+        config: its hyperparameters.
+        seconds: for fitting, for algorithms that train; None for the ceiling of epochs.
+        exact_above: objective from which pixel metrics are computed exactly.
+        memory_limit: bytes that the trial may take; None for no limit.
+    """
+
+    trial: int
+    algorithm: str
+    config: dict[str, Any]
+    seconds: float | None
+    exact_above: float
+    memory_limit: int | None = None
+
+
+@dataclasses.dataclass
+class _Running:
+    """A trial that a worker is busy with."""
+
+    trial: optuna.Trial
+    row: TrialRow
+    began: float
+    memory: int
+    deadline: float
+    alone: bool = False
+    attempts: int = 1
+
+
+class Dispatcher:
+    """See the module.
+
+    Args:
+        proposer: the study.
+        spaces: search space by algorithm.
+        budget: when to stop proposing; its clock is the only one.
+        commit: stores a row.
+        listener: is told of trials that begin and end.
+        objective: metric that is maximised.
+        epochs: ceiling of epochs by algorithm that trains.
+        pictures: normal and anomalous selection pictures, for the objective's standard error.
+        queue: trials to begin with.
+        known: rows of an interrupted search.
+        by_rank: whether the leaderboard is ordered by ranks over synthetic kinds rather than by the objective.
+        timed: whether the clock may decide anything but the end.
+        memory: bytes that a trial is expected to take, by algorithm and configuration.
+        strategy: what helps the search along.
+    """
+
+    def __init__(
+        self,
+        proposer: Proposer,
+        spaces: dict[str, Space],
+        budget: Budget,
+        commit: Callable[[TrialRow], None],
+        listener: Listener,
+        *,
+        objective: Objective = "image_auroc",
+        epochs: Mapping[str, int] | None = None,
+        pictures: tuple[int, int] = (1, 1),
+        queue: Sequence[Suggestion] = (),
+        known: Sequence[TrialRow] = (),
+        by_rank: bool = False,
+        timed: bool = True,
+        memory: Callable[[str, Mapping[str, Any]], int] | None = None,
+        strategy: Strategy | None = None,
+    ) -> None:
+        self._proposer = proposer
+        self._spaces = spaces
+        self._budget = budget
+        self._commit = commit
+        self._listener = listener
+        self._objective = objective
+        self._epochs = dict(epochs or {})
+        self._pictures = pictures
+        self._queue = deque(queue)
+        self._by_rank = by_rank
+        self._timed = timed
+        self._memory = memory
+        self._strategy = strategy or Strategy()
+        self._costs = CostModel(spaces)
+        self._ladders = AlgorithmLadders(spaces)
+        self._standings = {name: Standing() for name in spaces}
+        self._running: dict[str, _Running] = {}
+        self._again: deque[_Running] = deque()
+        self._objectives: list[float] = []
+        self._counted = 0
+        self._since_best = 0
+        self._exhausted = False
+        for row in known:
+            if row.status in {"complete", "pruned", "failed"}:
+                self._counted += 1
+                self._standings[row.algorithm].trials += 1
+                self._learn(row, objective_of(row, objective))
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is running and nothing more will begin."""
+        return not self._running and not self._again and self._spent
+
+    @property
+    def _spent(self) -> bool:
+        if self._exhausted:
+            return True
+        begun = self._counted + len(self._running) + len(self._again)
+        return self._budget.is_spent(begun, self._since_best if not self._queue else 0)
+
+    def running(self) -> dict[str, TrialRow]:
+        """The trials under way, by worker."""
+        return {worker: running.row for worker, running in self._running.items()}
+
+    def next_job(self, worker: str, node: str | None = None, memory: int | None = None) -> Job | None:
+        """Something to do for an idle worker; None if there is nothing for now.
+
+        Args:
+            worker: its name.
+            node: machine that it runs on.
+            memory: bytes that all trials on that machine may take together; None if unknown.
+        """
+        neighbours = [running for running in self._running.values() if running.row.node == node]
+        if any(running.alone for running in neighbours):
+            return None
+        if self._again:
+            running = self._again[0]
+            if running.alone and neighbours:
+                return None
+            self._again.popleft()
+        elif self._spent:
+            return None
+        else:
+            proposed = self._propose(memory)
+            if proposed is None:
+                # Whoever is running may make room, or teach the cost model better; otherwise this is the end.
+                self._exhausted = not self._running
+                return None
+            running = proposed
+        room = None if memory is None else memory - sum(other.memory for other in neighbours)
+        if room is not None and running.memory > room and neighbours:
+            self._again.appendleft(running)  # when a neighbour has finished there will be room
+            return None
+        now = self._budget.elapsed
+        expected = self._expected(running.row.algorithm, running.row.config)
+        running.began, running.deadline = now, now + _LOADING * self._budget.trial_timeout()
+        running.row = running.row.model_copy(
+            update={
+                "node": node,
+                "attempts": running.attempts,
+                "started_after": round(now, 3),
+                "predicted_seconds": None if expected is None else round(expected, 3),
+            }
+        )
+        self._commit(running.row)
+        self._running[worker] = running
+        self._listener.started(running.row)
+        best = sorted(self._objectives, reverse=True)
+        return Job(
+            trial=running.row.trial,
+            algorithm=running.row.algorithm,
+            config=running.row.config,
+            seconds=self._budget.share(),
+            # A trial below the fifth best of those that have finished cannot end among the first five; where ranks
+            # over synthetic kinds decide, it can.
+            exact_above=best[_EXACT_ROWS - 1] if len(best) >= _EXACT_ROWS and not self._by_rank else -math.inf,
+            memory_limit=room,
+        )
+
+    def loaded(self, worker: str, feature_seconds: float) -> None:
+        """The worker's trial has its features and begins to fit."""
+        running = self._running[worker]
+        running.row = running.row.model_copy(update={"feature_seconds": round(feature_seconds, 3)})
+        running.deadline = self._budget.elapsed + self._budget.trial_timeout()
+
+    def report(self, worker: str, update: Mapping[str, Any], objective: float, *, final: bool) -> bool:
+        """An evaluation of the worker's trial.
+
+        Args:
+            worker: its name.
+            update: fields of :class:`TrialRow` that are known now.
+            objective: what the sampler maximises.
+            final: whether the trial has ended by itself.
+
+        Returns:
+            Whether the trial is to train on.
+        """
+        running = self._running[worker]
+        running.row = TrialRow.model_validate(running.row.model_dump() | dict(update))
+        if final:
+            self._close(worker, "complete", objective)
+            return False
+        row = running.row
+        running.trial.report(objective, row.epochs_done or 0)
+        if self._strategy.ladders and not self._ladders.goes_on(
+            row.trial, row.algorithm, objective, row.epochs_done or 0
+        ):
+            self._close(worker, "pruned", objective)
+            return False
+        self._commit(row)
+        self._listener.reported(row)
+        return True
+
+    def failed(self, worker: str, reason: str, *, out_of_memory: bool = False) -> None:
+        """The worker's trial cannot be carried out; one that ran out of memory gets another chance, alone."""
+        running = self._running[worker]
+        if out_of_memory and running.attempts < _ATTEMPTS:
+            self._try_again(worker, alone=True)
+        else:
+            self._close(worker, "failed", None, reason=reason)
+
+    def lost(self, worker: str, reason: str) -> None:
+        """The worker's process is gone; what it was doing gets another chance, unless it hung."""
+        running = self._running.get(worker)
+        if running is None:
+            return
+        if self._budget.elapsed > running.deadline:
+            limit = self._budget.trial_timeout()
+            self._close(worker, "failed", None, reason=f"took longer than {limit:.0f} s (--trial-timeout)")
+        elif running.attempts < _ATTEMPTS:
+            self._try_again(worker, alone=False)
+        else:
+            self._close(worker, "failed", None, reason=f"{reason} ({running.attempts} times)")
+
+    def overdue(self) -> list[str]:
+        """Workers whose trial has outlasted the timeout, and must be killed."""
+        now = self._budget.elapsed
+        return [worker for worker, running in self._running.items() if now > running.deadline]
+
+    def resize(self, workers: int) -> None:
+        """So many trials can run side by side now: machines come and go."""
+        self._budget.workers = workers
+
+    def overran(self, grace: float) -> bool:
+        """Whether the time was up more than ``grace`` seconds ago."""
+        return self._budget.left < -grace
+
+    def stop(self, reason: str) -> None:
+        """Close all trials that have not ended."""
+        for worker in list(self._running):
+            self._close(worker, "stopped", None, reason=reason)
+        for running in self._again:
+            self._running["-"] = running
+            self._close("-", "stopped", None, reason=reason)
+        self._again.clear()
+
+    def _propose(self, memory: int | None) -> _Running | None:
+        """A trial that fits the time that is left, and this machine's memory; None if a few tries give none."""
+        tried: set[str] = set()
+        for _ in range(_PROPOSALS):
+            origin: Origin = "sampler"
+            if self._queue:
+                suggestion = self._queue.popleft()
+                origin = suggestion.origin
+                trial, algorithm, full = self._proposer.ask(suggestion.algorithm, suggestion.config)
+            else:
+                trial, algorithm, full = self._proposer.ask(self._choose(tried), {})
+            tried.add(algorithm)
+            needed = 0 if self._memory is None else self._memory(algorithm, full)
+            row = TrialRow(trial=trial.number, algorithm=algorithm, config=full, status="running", origin=origin)
+            refusal = self._refusal(row, needed, memory)
+            if refusal is None:
+                return _Running(trial, row, self._budget.elapsed, needed, math.inf)
+            row = row.model_copy(update={"status": "failed", "reason": refusal})
+            if origin != "sampler":
+                self._commit(row)
+                self._listener.finished(row)
+            self._proposer.tell(trial, row, None)
+        return None
+
+    def _refusal(self, row: TrialRow, needed: int, memory: int | None) -> str | None:
+        """Why a trial should not even begin."""
+        if memory is not None and needed > memory:
+            return f"would need {needed / 2**30:.1f} GiB of memory and the machine has {memory / 2**30:.1f} GiB for it"
+        if not self._strategy.costs or not self._timed or self._budget.seconds is None:
+            return None
+        expected = self._expected(row.algorithm, row.config)
+        longest = self._budget.left
+        if row.origin == "sampler":
+            longest = min(longest, _LONGEST_SHARE * self._budget.seconds)
+        if expected is not None and expected > longest:
+            return f"would take {expected:.0f} s"
+        return None
+
+    def _expected(self, algorithm: str, config: Mapping[str, Any]) -> float | None:
+        """Seconds that a trial will take."""
+        seconds = self._costs.predict(algorithm, config)
+        if seconds is None:
+            return None
+        if get_algorithm(algorithm).iterative:
+            seconds = min(seconds * self._epochs.get(algorithm, 1), self._budget.share() or math.inf)
+        return seconds + self._costs.predict_features(config)
+
+    def _choose(self, tried: set[str]) -> str | None:
+        """The algorithm of the next trial, preferably none of ``tried``; None to leave it to the sampler."""
+        if not self._strategy.shares:
+            return None
+        standings = {name: dataclasses.replace(standing) for name, standing in self._standings.items()}
+        waiting = set(tried)
+        for running in [*self._running.values(), *self._again]:
+            standing = standings[running.row.algorithm]
+            if standing.best is None:  # let its first result decide how much more it is worth
+                waiting.add(running.row.algorithm)
+            so_far = self._budget.elapsed - running.began
+            expected = self._expected(running.row.algorithm, running.row.config) or 0.0
+            standing.spent += max(so_far, expected) if self._timed else 1.0
+        open_ones = {name: standing for name, standing in standings.items() if name not in waiting}
+        best = max(self._objectives, default=0.5)
+        return choose_algorithm(open_ones or standings, standard_error(best, *self._pictures))
+
+    def _try_again(self, worker: str, *, alone: bool) -> None:
+        running = self._running.pop(worker)
+        running.attempts += 1
+        running.alone = alone
+        self._again.append(running)
+
+    def _close(self, worker: str, status: str, objective: float | None, reason: str | None = None) -> None:
+        running = self._running.pop(worker)
+        now = self._budget.elapsed
+        row = running.row.model_copy(
+            update={
+                "status": status,
+                "reason": reason,
+                "seconds": round(now - running.began, 3),
+                "ended_after": round(now, 3),
+            }
+        )
+        self._commit(row)
+        self._proposer.tell(running.trial, row, objective)
+        if status != "stopped":
+            self._counted += 1
+            self._standings[row.algorithm].trials += 1
+            self._learn(row, objective)
+        self._listener.finished(row)
+
+    def _learn(self, row: TrialRow, objective: float | None) -> None:
+        """Take a finished trial into account."""
+        standing = self._standings[row.algorithm]
+        seconds = row.seconds or 0.0
+        standing.spent += seconds if self._timed else 1.0
+        self._since_best += 1
+        if objective is None or row.status == "failed":
+            standing.failed += 1
+            return
+        if row.status == "complete":
+            if objective > max(self._objectives, default=-math.inf):
+                self._since_best = 0
+            self._objectives.append(objective)
+            standing.best = max(objective, -math.inf if standing.best is None else standing.best)
+        if row.epochs_done:
+            self._ladders.finished(row.trial, row.algorithm, objective, row.epochs_done)
+        features = row.feature_seconds or 0.0
+        self._costs.observe(row.algorithm, row.config, (seconds - features) / (row.epochs_done or 1), features)

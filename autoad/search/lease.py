@@ -1,0 +1,93 @@
+"""Being the one process that carries a search out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+
+import sqlalchemy
+
+from autoad.database import Database, this_process
+from autoad.errors import LeaseLostError, StateError
+from autoad.schema import TrialRow
+
+__all__ = ["Lease"]
+
+_RENEWAL_SECONDS = 5.0
+_PATIENCE_SECONDS = 60.0
+_RETRY_SECONDS = 1.0
+
+
+class Lease:
+    """Renews the heartbeat of a search from a thread, and writes its rows while nobody else has taken it over.
+
+    Args:
+        database: the metadata.
+        search_id: of the search; the database names this process as its owner.
+        spent: seconds that earlier processes spent on it.
+    """
+
+    def __init__(self, database: Database, search_id: str, spent: float) -> None:
+        self._database = database
+        self._search_id = search_id
+        self._owner = this_process()
+        self._before = spent
+        self._started = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._lost: LeaseLostError | None = None
+        self._patience = _PATIENCE_SECONDS
+
+    @property
+    def spent(self) -> float:
+        """Seconds of the search's own time."""
+        return self._before + time.monotonic() - self._started
+
+    def __enter__(self) -> Lease:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def check(self) -> None:
+        """Raise :class:`LeaseLostError` if another process has taken the search over."""
+        if self._lost is not None:
+            raise self._lost
+
+    def write_trial(self, row: TrialRow) -> None:
+        """Commit a row, waiting for a database that is out of reach or full for up to a minute.
+
+        Raises:
+            LeaseLostError: another process has taken the search over.
+            StateError: the database could not be written.
+        """
+        first = time.monotonic()
+        while True:
+            self.check()
+            try:
+                self._database.write_trial(self._search_id, row, owner=self._owner)
+            except sqlalchemy.exc.OperationalError as error:
+                if time.monotonic() - first > self._patience:
+                    self._patience = 0.0  # what is still to be written will not wait as long again
+                    raise StateError(
+                        f"the metadata database cannot be written ({str(error.orig).strip()}); when it can, go on "
+                        f"with: autoad search --resume {self._search_id}"
+                    ) from error
+                time.sleep(_RETRY_SECONDS)
+            else:
+                return
+
+    def _renew(self) -> None:
+        while not self._ended.wait(_RENEWAL_SECONDS):
+            try:
+                self._database.renew(self._search_id, self._owner, self.spent)
+            except LeaseLostError as error:
+                self._lost = error
+                return
+            except sqlalchemy.exc.SQLAlchemyError:
+                continue  # the next result that cannot be written says so

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from autoad.schema import Metrics, TrialRow
+from autoad.search.space import load_spaces
+from autoad.search.study import Proposer, objective_of, study_storage
+from autoad.settings import Settings
+
+SPACES = load_spaces(["dfm", "stfpm"])
+
+
+def study_and_proposer() -> tuple[optuna.Study, Proposer]:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    return study, Proposer(study, SPACES, seed=0, liar=False)
+
+
+def row(number: int, status: str, value: float | None = None, **more: object) -> TrialRow:
+    return TrialRow.model_validate(
+        {
+            "trial": number,
+            "algorithm": "dfm",
+            "config": SPACES["dfm"].defaults() | {"stage": 2},
+            "status": status,
+            "validation": {"image_auroc": value},
+            **more,
+        }
+    )
+
+
+def test_what_is_given_is_kept_and_the_rest_sampled() -> None:
+    _, proposer = study_and_proposer()
+    seen = set()
+    for _ in range(12):
+        trial, algorithm, config = proposer.ask("dfm", {"pooling_kernel_size": 3})
+        assert (algorithm, config["pooling_kernel_size"]) == ("dfm", 3)
+        seen.add(config["stage"])
+        proposer.tell(trial, row(trial.number, "complete"), 0.5)
+    assert len(seen) > 1
+    assert {proposer.ask(None, {})[1] for _ in range(12)} == {"dfm", "stfpm"}
+
+
+def test_the_study_is_brought_in_line_with_the_rows() -> None:
+    """Three trials were asked for; the process died before the study heard of two, and before one had a row."""
+    study, proposer = study_and_proposer()
+    for _ in range(3):
+        proposer.ask("dfm", {})
+    proposer.reconcile([row(0, "complete", 0.8), row(1, "stopped")], "image_auroc")
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL]
+    assert study.trials[0].value == 0.8
+    assert study.ask().number == 3
+
+
+def test_a_lost_study_is_made_again_from_the_rows() -> None:
+    study, proposer = study_and_proposer()
+    rows = [row(0, "complete", 0.8), row(2, "pruned", 0.6, epochs_done=3), row(3, "failed")]
+    proposer.reconcile(rows, "image_auroc")
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.FAIL]
+    assert study.trials[0].params["dfm.stage"] == 2
+    assert study.trials[2].value == 0.6
+    proposer.reconcile(rows, "image_auroc")
+    assert len(study.trials) == 4, "once is enough"
+
+
+def test_over_synthetic_kinds_the_mean_counts() -> None:
+    assert objective_of(row(0, "complete", 0.9, by_kind={"a": 0.5, "b": 0.7}), "image_auroc") == pytest.approx(0.6)
+    assert objective_of(row(0, "complete", 0.9), "aupro") is None
+    assert objective_of(TrialRow(trial=0, algorithm="", config={}, status="failed"), "image_auroc") is None
+    with_map = row(0, "complete").model_copy(update={"validation": Metrics(aupro=0.4)})
+    assert objective_of(with_map, "aupro") == 0.4
+
+
+def test_the_storage_is_a_file_that_other_tools_open(tmp_path: Path) -> None:
+    storage = study_storage(Settings(data_dir=tmp_path))
+    proposer = Proposer.open(storage, "abc", SPACES, seed=0, liar=False)
+    proposer.tell(proposer.ask("dfm", {})[0], row(0, "complete"), 0.7)
+    again = optuna.load_study(study_name="abc", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
+    assert again.best_value == 0.7
