@@ -154,7 +154,8 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
         for worker in self._dispatcher.overdue():
             self._kill(worker)
         if self.error is None and not self.interrupted and not self._dispatcher.overran(_OVERRUN):
-            return False
+            # A worker that waits for a machine that has gone will never answer, and must not keep the search up.
+            return self.over and not self._dispatcher.running()
         for worker in list(self._actors):
             self._kill(worker)
         return True

@@ -7,10 +7,13 @@ into from outside.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import secrets
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -198,9 +201,20 @@ class Testbed:
         shutil.rmtree(self.node.root / "state", ignore_errors=True)
         shutil.rmtree(self.head.root / "state", ignore_errors=True)
 
-    def works(self, node: Node) -> bool:
-        """Whether a trial runs there right now."""
-        return bool(node.processes("ray::ResourceTrainable.train"))
+    def rows(self, database_url: str = "") -> list[dict[str, Any]]:
+        """All trials in the head's own database or in the one at that address, as they stand."""
+        if database_url:
+            address = database_url.replace("+psycopg", "")
+            lines = self.head.run("sh", "-c", f"psql {address} -At -c 'SELECT row FROM trials' 2>/dev/null || true")
+            return [json.loads(line) for line in lines.splitlines()]
+        path = self.head.root / "state" / "autoad.db"
+        if not path.exists():
+            return []
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            try:
+                return [json.loads(row) for (row,) in database.execute("SELECT row FROM trials")]
+            except sqlite3.OperationalError:  # not migrated yet
+                return []
 
     def make_bucket(self, name: str) -> None:
         """An S3 bucket."""

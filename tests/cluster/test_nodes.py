@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sqlite3
 import sys
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from autoad.features.shard import Shard
 from tests.cluster.conftest import Node, Started, Testbed, wait_for
 
 TRIALS = 7
@@ -56,12 +56,23 @@ def finish(search: Started) -> dict[str, Any]:
     return result
 
 
-def until_working(node: Node, bed: Testbed, search: Started) -> None:
+def until_working(bed: Testbed, search: Started, *nodes: Node, database_url: str = "") -> None:
+    """Until a trial runs on each of the nodes, at once."""
+
     def working() -> bool:
         assert search.running(), search.end(1)
-        return bed.works(node)
+        busy = {row["node"] for row in bed.rows(database_url) if row["status"] == "running"}
+        return busy >= {node.name for node in nodes}
 
-    wait_for(f"a trial on {node.name}", working)
+    wait_for(f"trials on {[node.name for node in nodes]}", working)
+
+
+def until_tried_again(bed: Testbed, search: Started, database_url: str = "") -> None:
+    def tried_again() -> bool:
+        assert search.running(), search.end(1)
+        return any(row["attempts"] == 2 for row in bed.rows(database_url))
+
+    wait_for("another attempt", tried_again)
 
 
 def check(bed: Testbed, result: dict[str, Any]) -> None:
@@ -72,10 +83,10 @@ def check(bed: Testbed, result: dict[str, Any]) -> None:
     assert Counter(row["attempts"] for row in rows) == {1: TRIALS - 1, 2: 1}
     assert result["champion"] is not None
     for node in (bed.head, bed.node):
-        computed: Counter[tuple[str, str, str]] = Counter()
-        for shard in (node.root / "state" / "features").glob("*/*/*/rows.json"):
-            for key in json.loads(shard.read_text()):
-                computed.update((str(shard.parents[1]), column.stem, key) for column in shard.parent.glob("*.npy"))
+        computed: Counter[tuple[Path, str, str]] = Counter()
+        for path in (node.root / "state" / "features").glob("*/*/*/rows.jsonl"):
+            shard = Shard.open(path.parent)
+            computed.update((path.parents[1], column, key) for column in shard.columns for key in shard.rows)
         assert computed, f"{node.name} computed no features"
         assert set(computed.values()) == {1}, f"{node.name} computed features twice"
 
@@ -94,19 +105,14 @@ def hashes(folder: Path) -> set[str]:
 def lose_a_joined_node(bed: Testbed) -> None:
     """Files from the driver's node, rows in SQLite: a node joins a search that runs, works, and is killed."""
     search = start_search(bed)
-    until_working(bed.head, bed, search)
+    until_working(bed, search, bed.head)
     bed.join()
-    until_working(bed.node, bed, search)
+    until_working(bed, search, bed.node)
     lost = time.monotonic()
     bed.lose()
 
-    def tried_again() -> bool:
-        with sqlite3.connect(f"file:{bed.head.root / 'state' / 'autoad.db'}?mode=ro", uri=True) as database:
-            rows = database.execute("SELECT json_extract(row, '$.attempts') FROM trials").fetchall()
-        return (2,) in rows
-
-    wait_for("another attempt", tried_again)
-    print(f"\nkilled node: trial begun again after {time.monotonic() - lost:.1f} s")
+    until_tried_again(bed, search)
+    print(f"\nkilled node: its trial was begun again after {time.monotonic() - lost:.1f} s")
     result = finish(search)
     check(bed, result)
     assert {row["node"] for row in result["leaderboard"]} <= {"head", "node"}
@@ -121,13 +127,12 @@ def cut_off_a_node(bed: Testbed) -> None:
     bed.make_bucket(bucket)
     bed.join()
     search = start_search(bed, AUTOAD_FILES_URL=f"s3://{bucket}/autoad", AUTOAD_DATABASE_URL=bed.database_url)
-    until_working(bed.node, bed, search)
-    until_working(bed.head, bed, search)
-    until_working(bed.node, bed, search)
+    until_working(bed, search, bed.head, bed.node, database_url=bed.database_url)
     cut = time.monotonic()
     bed.cut()
+    until_tried_again(bed, search, bed.database_url)
+    print(f"\nnode cut off: its trial was begun again after {time.monotonic() - cut:.1f} s")
     result = finish(search)
-    print(f"\ncut-off node: search finished {time.monotonic() - cut:.1f} s after")
     check(bed, result)
     keys = bed.objects(bucket)
     names = [key.rpartition("/")[2] for key in keys]
