@@ -40,6 +40,11 @@ def bed(testbed: Testbed) -> Iterator[Testbed]:
     testbed.clear()
 
 
+def shards(node: Node) -> list[Path]:
+    """What a node has computed and kept."""
+    return sorted((node.root / "state" / "features").glob("*/*/[!.]*/rows.jsonl"))
+
+
 def start_search(bed: Testbed, **environment: str) -> Started:
     return bed.head.start(
         *(sys.executable, "-m", "autoad.cli", "search", "--data", "/tmp/pictures", "--name", "two", "--json"),
@@ -57,12 +62,12 @@ def finish(search: Started) -> dict[str, Any]:
 
 
 def until_working(bed: Testbed, search: Started, *nodes: Node, database_url: str = "") -> None:
-    """Until a trial runs on each of the nodes, at once."""
+    """Until a trial is fitting on each of the nodes, at once: it has the features of both its roles."""
 
     def working() -> bool:
         assert search.running(), search.end(1)
         busy = {row["node"] for row in bed.rows(database_url) if row["status"] == "running"}
-        return busy >= {node.name for node in nodes}
+        return busy >= {node.name for node in nodes} and all(len(shards(node)) >= 2 for node in nodes)
 
     wait_for(f"trials on {[node.name for node in nodes]}", working)
 
@@ -84,7 +89,7 @@ def check(bed: Testbed, result: dict[str, Any]) -> None:
     assert result["champion"] is not None
     for node in (bed.head, bed.node):
         computed: Counter[tuple[Path, str, str]] = Counter()
-        for path in (node.root / "state" / "features").glob("*/*/*/rows.jsonl"):
+        for path in shards(node):
             shard = Shard.open(path.parent)
             computed.update((path.parents[1], column, key) for column in shard.columns for key in shard.rows)
         assert computed, f"{node.name} computed no features"
