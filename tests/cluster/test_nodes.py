@@ -17,7 +17,7 @@ import pytest
 from autoad.features.shard import Shard
 from tests.cluster.conftest import Node, Started, Testbed, wait_for
 
-TRIALS = 7
+TRIALS = 12
 SPACE = """
 algorithm: stfpm
 epochs: 100
@@ -48,7 +48,7 @@ def shards(node: Node) -> list[Path]:
 def start_search(bed: Testbed, **environment: str) -> Started:
     return bed.head.start(
         *(sys.executable, "-m", "autoad.cli", "search", "--data", "/tmp/pictures", "--name", "two", "--json"),
-        *("--trials", TRIALS, "--algorithms", "stfpm", "--space", "/tmp/space.yaml", "--max-epochs", 8),
+        *("--trials", TRIALS, "--algorithms", "stfpm", "--space", "/tmp/space.yaml", "--max-epochs", 12),
         *("--address", bed.address),
         **environment,
     )
