@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: install machines demo test faults lint clean
+.PHONY: install machines demo test faults browser lint clean
 
 install: $(VENV)/.installed
 
@@ -27,12 +27,17 @@ machines:
 	@command -v ip nsenter setpriv ps >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
 		{ apt-get update -q && apt-get install -q -y iproute2 util-linux procps postgresql; }
 
-test: install machines
+test: install machines browser
 	$(BIN)/python -m pytest
 
 # Every fault five times over; prints how long each took to recover from.
 faults: install machines
 	$(BIN)/python -m pytest -m faults --capture=no
+
+# The report's tests look at it as a reader does.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+		{ echo "installing chromium"; apt-get update -q && apt-get install -q -y chromium; }
 
 lint: install
 	$(BIN)/ruff check .

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from autoad.schema import SearchResult
+    from autoad.database import Database
+    from autoad.schema import SearchEntry, SearchResult
 
 app = typer.Typer(
     name="autoad",
@@ -72,18 +73,20 @@ def search(
     ] = "",
     engine: Annotated[str, typer.Option(help="What runs the backbone: auto, openvino, torch or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of the backbone: auto, float32 or bfloat16.")] = "auto",
+    mlflow: Annotated[bool, typer.Option("--mlflow", help="Log to MLflow's database in the data folder too.")] = False,
     address: Annotated[str, typer.Option(help="HOST:PORT of a running Ray cluster that this machine belongs to.")] = "",
     as_json: Json = False,
 ) -> None:
     """Search algorithms and hyperparameters for a dataset; refit, calibrate and test the best."""
     from autoad.console import ConsoleListener
     from autoad.errors import UsageError
-    from autoad.search import DEFAULT_SECONDS, SearchRequest, load_result, resume_search, run_search
+    from autoad.search import DEFAULT_SECONDS, SearchRequest, resume_search, run_search
+    from autoad.search.trackers import FanOut, MlflowTracker, TensorBoardTracker
 
+    listener = FanOut(ConsoleListener(), TensorBoardTracker(), *([MlflowTracker()] if mlflow else []))
     if resume:
         if data is not None:
             raise UsageError("--resume must stand without --data: a search keeps the pictures that it began with")
-        listener = ConsoleListener(load_result(resume).objective)
         limit = _seconds(time) if time else None
         _show(resume_search(resume, listener, seconds=limit, trials=trials), as_json)
         return
@@ -108,17 +111,22 @@ def search(
         precision=precision,
         address=address,
     )
-    _show(run_search(request, ConsoleListener(objective)), as_json)
+    _show(run_search(request, listener), as_json)
 
 
 def _show(result: SearchResult, as_json: bool) -> None:
-    """A search's result; an interrupted one ends the process as Ctrl-C does."""
-    from autoad.console import out, print_result
+    """A search's result and report; an interrupted one ends the process as Ctrl-C does."""
+    from autoad.console import err, out, print_result
+    from autoad.report import write_report
 
     if as_json:
         out.out(result.model_dump_json(indent=2), highlight=False)
     else:
         print_result(result)
+    try:
+        err.print(f"report: {write_report(result)}")
+    except Exception as error:  # the answer is there, with or without its report
+        err.print(f"the report could not be written ({error}); try: autoad report {result.name}", style="yellow")
     if result.status == "interrupted":
         raise typer.Exit(130)
 
@@ -138,6 +146,69 @@ def leaderboard(
         out.out(result.model_dump_json(indent=2), highlight=False)
     else:
         print_result(result, top=top or len(result.leaderboard))
+
+
+@app.command()
+def searches(
+    name: Annotated[str | None, typer.Argument(help="Name or id of one search; all by default.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Watch a running search, the newest by default, until it ends.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Searches to list, newest first.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List searches, or follow one that another process carries out."""
+    from autoad.console import err, out, searches_table
+    from autoad.database import Database, describe_search, list_searches
+
+    database = Database()
+    try:
+        if follow:
+            entries = [_follow(database, name)]
+        else:
+            entries = list_searches(database, limit) if name is None else [describe_search(database, name)]
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    finally:
+        database.close()
+    if as_json:
+        out.out(json.dumps([entry.model_dump(mode="json") for entry in entries], indent=2), highlight=False)
+    elif entries:
+        out.print(searches_table(entries))
+    else:
+        out.print("there is no search yet; start one with: autoad search --data FOLDER")
+    for entry in entries:
+        if entry.hint is not None and (entry.status == "lost" or name is not None):
+            err.print(f"{entry.name} was cut off; go on with: {entry.hint}", style="red")
+    if follow and entries[0].status in {"failed", "lost"}:
+        raise typer.Exit(1)
+
+
+def _follow(database: Database, name: str | None) -> SearchEntry:
+    from autoad.console.devices import DevicesMeter
+    from autoad.console.follow import follow_search
+    from autoad.settings import get_settings
+
+    # A database that other machines can reach says nothing about where the search runs.
+    meter = None if get_settings().database_url else DevicesMeter()
+    return follow_search(database, name, meter=meter)
+
+
+@app.command()
+def report(
+    name: Annotated[str | None, typer.Argument(help="Name or id of a search; the newest by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write; report.html in the search's folder by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a search's report: one HTML file that opens without a network."""
+    from autoad.console import out
+    from autoad.report import write_report
+    from autoad.search import load_result
+
+    file = write_report(load_result(name), output)
+    out.out(json.dumps({"report": str(file)}, indent=2) if as_json else str(file), highlight=False)
 
 
 @app.command()

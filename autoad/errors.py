@@ -14,6 +14,7 @@
     |-- ArtifactError               a saved model is damaged, incomplete or of a newer schema
     |-- StorageFullError            the disk has no room for what must be kept
     |-- TrialError                  a trial could not be carried out (its reason goes on the leaderboard)
+    |   `-- TrialMemoryError        it needs more memory than it may have
     |-- StateError                  the metadata cannot be written, or the machinery does not come up; resume later
     |-- LeaseLostError              another process carries the search out now
     `-- NoTrialSucceededError       a search ended without one usable model (exit code 3)
@@ -39,6 +40,7 @@ __all__ = [
     "StateError",
     "StorageFullError",
     "TrialError",
+    "TrialMemoryError",
     "UnknownNameError",
     "UnreadableImageError",
     "UsageError",
@@ -133,6 +135,10 @@ class StorageFullError(AutoADError):
 
 class TrialError(AutoADError):
     """One trial could not be carried out; the search goes on."""
+
+
+class TrialMemoryError(TrialError):
+    """One trial needs more memory than it may have; with more room it might succeed."""
 
 
 class StateError(AutoADError):

@@ -5,6 +5,7 @@ A metric is a fraction between 0 and 1, or None where it cannot be computed (one
 
 from __future__ import annotations
 
+import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +21,7 @@ __all__ = [
     "Origin",
     "Region",
     "ScoredPicture",
+    "SearchEntry",
     "SearchResult",
     "Speed",
     "TestMetrics",
@@ -108,6 +110,7 @@ class TrialRow(_Record):
         epochs_done: epochs trained, for algorithms that train.
         budget_limited: whether the trial's share of the time ended before the ceiling of epochs.
         exact: whether pixel metrics are exact rather than from a histogram.
+        proposed: the configuration as it was proposed and fitted, before post-fit hyperparameters were swept.
         variants: how many settings of post-fit hyperparameters were compared on the one fit; ``config`` has the best.
         peak_memory_mb: most memory that the trial took, beyond what its worker held before.
         model_mb: size of what was learnt.
@@ -132,6 +135,7 @@ class TrialRow(_Record):
     epochs_done: int | None = None
     budget_limited: bool = False
     exact: bool = False
+    proposed: dict[str, Any] = Field(default_factory=dict)
     variants: int = 1
     peak_memory_mb: float | None = None
     model_mb: float | None = None
@@ -195,6 +199,33 @@ class SearchResult(_Record):
     notes: list[str]
     champion: Champion | None
     leaderboard: list[TrialRow]
+
+
+class SearchEntry(_Record):
+    """A search in the list of searches.
+
+    Attributes:
+        status: as in :class:`SearchResult`; ``lost`` if it should be running but its process is gone.
+        dataset: folder or manifest that was searched.
+        trials: how many have ended.
+        best: largest objective of a complete trial.
+        champion: algorithm of the champion, once there is one.
+        started: when, in UTC.
+        seconds: time that it took so far.
+        hint: what can be done about a search that was cut off.
+    """
+
+    search_id: str
+    name: str
+    status: Literal["running", "complete", "interrupted", "failed", "lost"]
+    dataset: str
+    objective: Objective
+    trials: int
+    best: float | None
+    champion: str | None
+    started: datetime.datetime
+    seconds: float
+    hint: str | None = None
 
 
 class Region(_Record):

@@ -48,7 +48,7 @@ def autoad(state: Path) -> Run:
 def searched(autoad: Run, demo: Path) -> dict[str, Any]:
     """The JSON of a small search over one algorithm of each sort, named ``small``."""
     done = autoad(
-        *("search", "--data", demo, "--name", "small", "--trials", 5, "--max-epochs", 1, "--json"),
+        *("search", "--data", demo, "--name", "small", "--trials", 5, "--max-epochs", 1, "--json", "--mlflow"),
         *("--algorithms", "dfkde,padim,patchcore,ganomaly"),
     )
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import typer
@@ -35,3 +36,10 @@ def test_the_readme_names_both_commands() -> None:
     for command in ("make demo", "make test"):
         assert f"\n    {command}" in README
         assert f"\n{command.split()[1]}: install" in (ROOT / "Makefile").read_text()
+
+
+def test_every_picture_and_page_that_the_readme_links_to_is_there() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
+    assert "docs/live.svg" in links
+    for link in links:
+        assert (ROOT / link).exists() or (ROOT / f"{link}.md").exists(), link

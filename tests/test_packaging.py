@@ -34,6 +34,9 @@ def test_the_wheel_holds_every_package_and_the_search_spaces(tmp_path: Path) -> 
     assert sources | linked <= names
     spaces = {f"autoad/search_spaces/{path.name}" for path in (ROOT / "search_spaces").glob("*.yaml")}
     assert len(spaces) == 8
+    templates = {f"autoad/report/templates/{path.name}" for path in (ROOT / "autoad/report/templates").iterdir()}
+    assert len(templates) == 3
+    assert templates <= names
     assert spaces <= names
     code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import autoad.serve; print(autoad.serve.__file__)"
     imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
@@ -41,7 +44,8 @@ def test_the_wheel_holds_every_package_and_the_search_spaces(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "module", ["algorithms", "data", "database", "errors", "evaluation", "features", "models", "schema", "search"]
+    "module",
+    ["algorithms", "data", "database", "errors", "evaluation", "features", "models", "report", "schema", "search"],
 )
 def test_public_names_are_sorted_and_exist(module: str) -> None:
     imported = importlib.import_module(f"autoad.{module}")

@@ -1,11 +1,27 @@
 """Eight anomaly detection algorithms behind one interface."""
 
-from autoad.algorithms._base import Detector, Inputs, Kind, Needs, Precision, Prediction, Progress, Runtime
+from autoad.algorithms._base import (
+    MEMORY_LIMIT,
+    Detector,
+    Effect,
+    Footprint,
+    Inputs,
+    Kind,
+    Needs,
+    Precision,
+    Prediction,
+    Progress,
+    Runtime,
+    Shapes,
+)
 from autoad.algorithms._registry import ALGORITHMS, get_algorithm
 
 __all__ = [
     "ALGORITHMS",
+    "MEMORY_LIMIT",
     "Detector",
+    "Effect",
+    "Footprint",
     "Inputs",
     "Kind",
     "Needs",
@@ -13,5 +29,6 @@ __all__ = [
     "Prediction",
     "Progress",
     "Runtime",
+    "Shapes",
     "get_algorithm",
 ]

@@ -7,18 +7,41 @@ dictionary of tensors, so that a saved model holds no code.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["Detector", "Inputs", "Kind", "Needs", "Precision", "Prediction", "Progress", "Runtime"]
+from autoad.errors import UsageError
 
+__all__ = [
+    "MEMORY_LIMIT",
+    "Detector",
+    "Effect",
+    "Footprint",
+    "Inputs",
+    "Kind",
+    "Needs",
+    "Precision",
+    "Prediction",
+    "Progress",
+    "Runtime",
+    "Shapes",
+]
+
+Effect = Literal["scores", "maps", "both"]
 Kind = Literal["classification", "segmentation"]
 Precision = Literal["float32", "bfloat16"]
+
+Shapes = Mapping[int, tuple[int, int, int]]
+"""By stage, height, width and channels of the features of one picture."""
+
+MEMORY_LIMIT = 4 << 30
+"""Bytes beyond which a fit is refused unless its :class:`Runtime` says otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +52,12 @@ class Runtime:
         device: a torch device, ``"cpu"`` or ``"cuda:0"``.
         precision: of the networks that a detector trains and runs (autocast); statistics and distances that
             decide a score are always accumulated in float32 or better.
+        memory: bytes that a detector may take; what is sure to need more is refused before it is allocated.
     """
 
     device: str = "cpu"
     precision: Precision = "float32"
+    memory: int = MEMORY_LIMIT
 
     def autocast(self) -> torch.autocast:
         """Context in which networks run at ``precision`` (no-op for float32)."""
@@ -120,6 +145,21 @@ class Progress:
     loss: float | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """Bytes that a detector takes at most, beyond its inputs; estimates, right within a factor of two.
+
+    Attributes:
+        fit: while it fits, including all it has learnt by then.
+        predict: while it predicts, including what it has learnt and the maps that it returns.
+        maps: whether it may return maps.
+    """
+
+    fit: int
+    predict: int
+    maps: bool = True
+
+
 class Detector(ABC):
     """One anomaly detection algorithm.
 
@@ -133,6 +173,9 @@ class Detector(ABC):
         paper: authors, title, year.
         Config: frozen dataclass of hyperparameters with the paper's (else anomalib's) defaults; ``image_size``, in
             pixels, is always among them, ``epochs`` in iterative ones and ``backbone`` in those that use one.
+        post_fit: fields of Config that prediction alone reads, and what they change: only the image ``"scores"``,
+            only the ``"maps"``, or ``"both"``.
+        reducible: fields of Config that ``fit`` reads, of which a fitted detector can still take on any smaller value.
     """
 
     name: ClassVar[str]
@@ -140,6 +183,8 @@ class Detector(ABC):
     iterative: ClassVar[bool] = False
     paper: ClassVar[str]
     Config: ClassVar[type[Any]]
+    post_fit: ClassVar[Mapping[str, Effect]] = {}
+    reducible: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any = None, *, seed: int = 0, runtime: Runtime | None = None) -> None:
         self.config = self.Config() if config is None else config
@@ -162,9 +207,68 @@ class Detector(ABC):
             TrialError: the configuration cannot work on these pictures.
         """
 
-    @abstractmethod
+    @torch.no_grad()
     def predict(self, batch: Inputs) -> Prediction:
         """Score pictures; see :class:`Prediction`."""
+        return self.finish(self.measure(batch, (self.config,)), self.config)
+
+    @abstractmethod
+    def measure(self, batch: Inputs, configs: Sequence[Any]) -> Any:
+        """The costly part of scoring (networks, distances), done once for several configurations.
+
+        Args:
+            batch: pictures.
+            configs: those that :meth:`finish` will be asked for; see :meth:`reconfigured` for what they may be.
+
+        Returns:
+            What ``finish`` goes on from, small beside the maps.
+        """
+
+    @abstractmethod
+    def finish(self, measured: Any, config: Any, *, maps: bool = True) -> Prediction:
+        """The cheap rest (weighting, combining, blur) for one configuration.
+
+        Args:
+            measured: what :meth:`measure` gave.
+            config: one of the configurations that it was given.
+            maps: whether maps are wanted; where they are not, ``Prediction.maps`` is None.
+        """
+
+    def reconfigured(self, **changes: Any) -> Self:
+        """The same fitted detector with other values of ``post_fit`` or ``reducible`` fields, sharing its tensors.
+
+        It is the detector that a fit with these values, on the same pictures and with the same seed, would give.
+
+        Raises:
+            UsageError: a field is neither, or a reducible one would grow.
+        """
+        for name, value in changes.items():
+            if name in self.reducible:
+                largest = getattr(self.config, name)
+                if value > largest:
+                    raise UsageError(
+                        f"{self.name}.{name} must be at most {largest!r}, with which the detector was fitted, but got "
+                        f"{value!r}; fit again"
+                    )
+            elif name not in self.post_fit:
+                known = ", ".join((*self.post_fit, *self.reducible)) or "none"
+                raise UsageError(
+                    f"{self.name}.{name} must be one of the hyperparameters that can change after the fit ({known}); "
+                    "fit again"
+                )
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, **changes)
+        return other
+
+    @abstractmethod
+    def footprint(self, train: int, scored: int, shapes: Shapes) -> Footprint:
+        """Memory that fitting on ``train`` and scoring ``scored`` pictures at once takes; nothing is allocated.
+
+        Args:
+            train: number of pictures to fit on.
+            scored: number of pictures in one call of ``predict``.
+            shapes: of their features, by stage.
+        """
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from autoad.algorithms._base import Inputs, Progress
+from autoad.algorithms._base import Inputs, Prediction, Progress
+from autoad.algorithms._maps import enlarge, gaussian_blur, smooth_prediction
 from autoad.errors import TrialError
 
-__all__ = ["STAGES", "inference_batches", "load_network", "network_tensors", "seeded", "train_network"]
+__all__ = [
+    "STAGES",
+    "combine_stages",
+    "inference_batches",
+    "load_network",
+    "measure_stages",
+    "network_tensors",
+    "seeded",
+    "train_network",
+]
 
 STAGES = (1, 2, 3)
 """Backbone stages at which student and teacher are compared, in both papers."""
@@ -112,6 +122,36 @@ def inference_batches(batch: Inputs, device: str) -> Iterator[Inputs]:
     the same to the last bit whatever else is in the batch, and on a CPU costs no more. A GPU needs larger parts.
     """
     return batch.batches(1 if torch.device(device).type == "cpu" else 32)
+
+
+def measure_stages(
+    batch: Inputs, device: str, distances_of: Callable[[Inputs], Sequence[Tensor]]
+) -> tuple[list[Tensor], tuple[int, int]]:
+    """Distances of teacher and student by stage, ``[N, h, w]`` each, and the pictures' size."""
+    parts = [distances_of(part) for part in inference_batches(batch, device)]
+    return [torch.cat(stage) for stage in zip(*parts, strict=True)], batch.image_size
+
+
+def combine_stages(
+    measured: tuple[list[Tensor], tuple[int, int]], sigma: float, *, product: bool, maps: bool
+) -> Prediction:
+    """The stages' distances, enlarged, multiplied or added, and smoothed; the score is the map's largest value.
+
+    Args:
+        measured: what :func:`measure_stages` gave.
+        sigma: of the Gaussian that smooths the map, in pixels.
+        product: whether stages are multiplied.
+        maps: whether maps are wanted.
+    """
+    stages, size = measured
+
+    def render(here: slice) -> Tensor:
+        if product:
+            whole = torch.stack([enlarge(stage[here], size, 0.0) for stage in stages])
+            return gaussian_blur(whole.prod(0), sigma)
+        return torch.stack([enlarge(stage[here], size, sigma) for stage in stages]).sum(0)
+
+    return smooth_prediction(len(stages[0]), render, maps=maps)
 
 
 def network_tensors(network: nn.Module, prefix: str) -> dict[str, Tensor]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["gaussian_blur", "upsample"]
+from autoad.algorithms._base import Prediction
+
+__all__ = ["enlarge", "gaussian_blur", "smooth_prediction", "upsample"]
+
+_PICTURES = 16
+"""Maps finished at a time, so that they stay in cache."""
 
 
 def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
@@ -43,3 +50,40 @@ def _smoothing(size: int, sigma: float, mirror: bool, like: Tensor) -> Tensor:
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize ``[N, h, w]`` maps bilinearly to ``size`` (height, width)."""
     return functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def enlarge(maps: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
+    """Resize ``[N, h, w]`` maps bilinearly to ``size`` and smooth them: ``gaussian_blur(upsample(maps, size), sigma)``.
+
+    Both are linear along rows and columns, so one pair of matrices does it from the small maps, several times faster
+    than one after the other.
+    """
+    mirror = min(size) > int(4 * sigma + 0.5)
+    rows, columns = (_enlarging(*sides, sigma, mirror, maps) for sides in zip(maps.shape[-2:], size, strict=True))
+    return rows @ maps @ columns.T
+
+
+def _enlarging(source: int, target: int, sigma: float, mirror: bool, like: Tensor) -> Tensor:
+    """``[target, source]`` matrix that resizes a line of values and smooths it."""
+    each = torch.eye(source, dtype=like.dtype, device=like.device)
+    matrix = functional.interpolate(each[:, None], size=target, mode="linear", align_corners=False)[:, 0].T
+    return matrix if sigma <= 0 else _smoothing(target, sigma, mirror, like) @ matrix
+
+
+def smooth_prediction(count: int, render: Callable[[slice], Tensor], *, maps: bool) -> Prediction:
+    """Maps of ``count`` pictures, made by ``render`` a few at a time, and their largest values as scores.
+
+    Args:
+        count: number of pictures.
+        render: finished maps ``[n, H, W]`` of the pictures in a slice.
+        maps: whether to keep them.
+    """
+    scores, whole = [], None
+    for start in range(0, count, _PICTURES):
+        here = slice(start, min(start + _PICTURES, count))
+        part = render(here)
+        scores.append(part.flatten(1).amax(1).cpu())
+        if maps:
+            whole = torch.empty(count, *part.shape[1:]) if whole is None else whole
+            whole[here] = part
+    return Prediction(torch.cat(scores), whole)

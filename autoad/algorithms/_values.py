@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from autoad.algorithms._base import Inputs
-from autoad.errors import TrialError, UsageError
+from autoad.errors import TrialMemoryError, UsageError
 
 __all__ = ["BUNDLED_BACKBONE", "check_memory", "check_stages", "feature_map", "fitted", "require"]
 
 BUNDLED_BACKBONE = "tf_efficientnet_lite0"
 """Default of every Config: the one backbone whose weights are always there. The references use larger ones."""
-
-_MEMORY_LIMIT = 4 << 30
 
 
 def require(holds: bool, name: str, rule: str, value: object) -> None:
@@ -37,15 +35,15 @@ def check_stages(name: str, stages: Sequence[int]) -> tuple[int, ...]:
     return tuple(stages)
 
 
-def check_memory(size: int, what: str, remedy: str) -> None:
-    """Refuse, before anything is allocated, what would take more than 4 GiB.
+def check_memory(size: int, limit: int, what: str, remedy: str) -> None:
+    """Refuse, before anything is allocated, what would take more bytes than a detector may.
 
     Raises:
-        TrialError: ``size``, in bytes, is over the limit; says what to change.
+        TrialMemoryError: ``size`` is over the ``limit``; says what to change.
     """
-    if size > _MEMORY_LIMIT:
-        raise TrialError(
-            f"{what} must be at most {_MEMORY_LIMIT / 2**30:.0f} GiB but got {size / 2**30:.1f} GiB: {remedy}"
+    if size > limit:
+        raise TrialMemoryError(
+            f"{what} must be at most {limit / 2**30:.3g} GiB but got {size / 2**30:.3g} GiB: {remedy}"
         )
 
 

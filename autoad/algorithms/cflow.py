@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoad.algorithms._base import Detector, Inputs, Kind, Needs, Prediction, Progress, Runtime
-from autoad.algorithms._maps import upsample
+from autoad.algorithms._base import Detector, Footprint, Inputs, Kind, Needs, Prediction, Progress, Runtime, Shapes
+from autoad.algorithms._maps import enlarge, smooth_prediction
+from autoad.algorithms._memory import SCRATCH, feature_bytes, finishing_bytes, training_bytes, weight_bytes
 from autoad.algorithms._values import BUNDLED_BACKBONE, check_stages, fitted, require
 from autoad.errors import TrialError
 
@@ -128,13 +130,29 @@ class CFlow(Detector):
             yield Progress(epoch, self.config.epochs, loss)
 
     @torch.no_grad()
-    def predict(self, batch: Inputs) -> Prediction:
-        """Score pictures one by one, so that not even rounding depends on their company."""
-        maps = torch.stack([self._map(picture) for picture in batch.batches(1)]).cpu()
-        return Prediction(maps.flatten(1).amax(1), maps)
+    def measure(self, batch: Inputs, configs: Sequence[CFlowConfig]) -> tuple[list[Tensor], tuple[int, int]]:
+        """Likelihood ratios ``[N, h, w]`` by stage, float64, and the pictures' size.
 
-    def _map(self, picture: Inputs) -> Tensor:
-        total = torch.zeros(1, *picture.image_size, dtype=torch.float64, device=self.runtime.device)
+        Pictures are taken one by one, so that not even rounding depends on their company.
+        """
+        parts = [self._ratios(picture) for picture in batch.batches(1)]
+        return [torch.cat(stage) for stage in zip(*parts, strict=True)], batch.image_size
+
+    @torch.no_grad()
+    def finish(
+        self, measured: tuple[list[Tensor], tuple[int, int]], config: CFlowConfig, *, maps: bool = True
+    ) -> Prediction:
+        """Add up the stages; the score is the map's largest value."""
+        stages, size = measured
+
+        def render(here: slice) -> Tensor:
+            total = torch.stack([enlarge(ratios[here], size, 0.0) for ratios in stages]).sum(0)
+            return -torch.log(total / len(stages)).float()
+
+        return smooth_prediction(len(stages[0]), render, maps=maps)
+
+    def _ratios(self, picture: Inputs) -> list[Tensor]:
+        ratios = []
         for stage, flow in fitted(self._flows or None, self.name).items():
             features = picture.features[stage]
             height, width = features.shape[-2:]
@@ -143,8 +161,31 @@ class CFlow(Detector):
                 fibers = _fibers(features).to(self.runtime.device)
                 log_p = flow(fibers, index.to(fibers.device), codes.to(fibers.device))
             ratio = _bounded(log_p.double() - flow.log_p_max).exp()
-            total += upsample(ratio.view(1, height, width), picture.image_size)
-        return -torch.log(total[0] / len(self._flows)).float()
+            ratios.append(ratio.view(1, height, width))
+        return ratios
+
+    def footprint(self, train: int, scored: int, shapes: Shapes) -> Footprint:
+        """See the base class."""
+        training, weights, scoring = 0, 0, 0
+        for height, width, channels in shapes.values():
+            with torch.device("meta"):
+                flow = self._flow(channels)
+                fibers = torch.empty(min(self.config.fiber_batch_size, train * height * width), channels)
+                index = torch.empty(len(fibers), 2, dtype=torch.int64)
+                codes = torch.empty(height + width, self.config.condition_vector)
+            step = partial(flow, fibers, index, codes)
+            training += training_bytes((flow,), step, self.runtime, moments=2)
+            weights += weight_bytes(flow)
+            # A chunk of fibers, and a shuffled list of all.
+            training += 4 * max(_CHUNK_FIBERS, len(fibers)) * channels + 2 * 8 * train * height * width
+            hidden = 2 * (flow.kept + self.config.condition_vector)
+            scoring = max(scoring, 4 * height * width * (3 * hidden + 6 * channels))
+        statistics = min(train, 16) * 2 * max(feature_bytes({stage: shape}, 8) for stage, shape in shapes.items())
+        finishing = finishing_bytes(scored, self.needs.image_size, images=len(shapes) + 3, width=8)
+        return Footprint(
+            fit=SCRATCH + max(training, weights + statistics),
+            predict=SCRATCH + weights + max(scoring, finishing),
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights of each stage's flow, with the training set's statistics."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from autoad.algorithms._base import Detector, Inputs, Needs, Prediction, Progress
+from autoad.algorithms._base import Detector, Effect, Footprint, Inputs, Needs, Prediction, Progress, Shapes
+from autoad.algorithms._memory import SCRATCH, feature_bytes
 from autoad.algorithms._values import BUNDLED_BACKBONE, check_stages, feature_map, fitted, require
 from autoad.errors import TrialError
 
@@ -34,7 +35,7 @@ class DFKDEConfig:
         n_pca_components: principal components kept; fewer where the training pictures span fewer.
         feature_scaling_method: ``"scale"`` divides reduced features by the longest one in training, ``"norm"`` each by
             its own length. Densities are ranked alike with and without ``"scale"``.
-        bandwidth: factor on Scott's bandwidth.
+        bandwidth: factor on Scott's bandwidth. Read at prediction.
     """
 
     backbone: str = BUNDLED_BACKBONE
@@ -66,13 +67,14 @@ class DFKDE(Detector):
     kind = "classification"
     paper = "Akcay et al., Anomalib: A Deep Learning Library for Anomaly Detection, 2022"
     Config = DFKDEConfig
+    post_fit: ClassVar[Mapping[str, Effect]] = {"bandwidth": "scores"}
 
     _points: Tensor | None = None
     _mean: Tensor
     _axes: Tensor
     _longest: Tensor
     _whitener: Tensor
-    _log_constant: Tensor
+    _log_volume: Tensor
 
     @property
     def needs(self) -> Needs:
@@ -98,22 +100,40 @@ class DFKDE(Detector):
         self._longest = torch.linalg.vector_norm(reduced, dim=1).max().clamp(min=1e-12)
         points = self._scale(reduced)
         count, dims = points.shape
-        factor = count ** (-1 / (dims + 4)) * self.config.bandwidth
+        # Of Scott's bandwidth itself: the configured factor on it only scales distances, and is left to prediction.
+        factor = count ** (-1 / (dims + 4))
         variances, directions = torch.linalg.eigh(torch.cov(points.T).reshape(dims, dims) * factor**2)
         variances = variances.clamp(min=max(_SINGULAR * float(variances[-1]), _SINGULAR))
         self._whitener = directions / variances.sqrt()
-        self._log_constant = math.log(count) + 0.5 * (dims * math.log(2 * math.pi) + variances.log().sum())
+        self._log_volume = math.log(count) + 0.5 * (dims * math.log(2 * math.pi) + variances.log().sum())
         self._points = points @ self._whitener
         yield Progress(1, 1)
 
     @torch.no_grad()
-    def predict(self, batch: Inputs) -> Prediction:
-        """Negative log density of each picture."""
+    def measure(self, batch: Inputs, configs: Sequence[DFKDEConfig]) -> Tensor:
+        """Squared distances ``[N, n]`` to the training pictures in units of Scott's bandwidth, float64."""
         points = fitted(self._points, self.name)
         white = self._scale((self._pool(batch) - self._mean) @ self._axes) @ self._whitener
-        distances = torch.cdist(white, points, compute_mode="donot_use_mm_for_euclid_dist")
-        log_density = torch.logsumexp(-0.5 * distances.square(), dim=1) - self._log_constant
+        return torch.cdist(white, points, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+    @torch.no_grad()
+    def finish(self, measured: Tensor, config: DFKDEConfig, *, maps: bool = True) -> Prediction:
+        """Negative log density of each picture; there is no map."""
+        exponents = torch.logsumexp(-0.5 * measured / config.bandwidth**2, dim=1)
+        log_density = exponents - self._log_volume - self._axes.shape[1] * math.log(config.bandwidth)
         return Prediction(-log_density.float().cpu())
+
+    def footprint(self, train: int, scored: int, shapes: Shapes) -> Footprint:
+        """See the base class."""
+        # Features in float32, and in float64 to be averaged; then nothing is large but the pictures' vectors.
+        channels = sum(shapes[stage][2] for stage in self.config.stages)
+        reading = 5 * feature_bytes(shapes) // 2
+        vectors = 4 * 8 * train * channels
+        return Footprint(
+            fit=SCRATCH + min(train, _PICTURES) * reading + vectors,
+            predict=SCRATCH + min(scored, _PICTURES) * reading + 8 * (scored + channels) * train,
+            maps=False,
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """The reduction, the scale, and the whitened training points; float64."""
@@ -123,14 +143,14 @@ class DFKDE(Detector):
             "axes": self._axes,
             "longest": self._longest,
             "whitener": self._whitener,
-            "log_constant": self._log_constant,
+            "log_volume": self._log_volume,
         }
         return {name: tensor.cpu().contiguous() for name, tensor in learnt.items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """See the base class."""
-        for name, tensor in tensors.items():
-            setattr(self, f"_{name}", tensor.to(self.runtime.device))
+        for name in ("points", "mean", "axes", "longest", "whitener", "log_volume"):
+            setattr(self, f"_{name}", tensors[name].to(self.runtime.device))
 
     def _pool(self, batch: Inputs) -> Tensor:
         """Globally averaged features ``[N, C]``, float64: whitening divides by small variances."""

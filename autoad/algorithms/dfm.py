@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from autoad.algorithms._base import Detector, Inputs, Needs, Prediction, Progress
-from autoad.algorithms._maps import upsample
+from autoad.algorithms._base import Detector, Effect, Footprint, Inputs, Needs, Prediction, Progress, Shapes
+from autoad.algorithms._maps import enlarge, smooth_prediction
+from autoad.algorithms._memory import SCRATCH, feature_bytes, finishing_bytes
 from autoad.algorithms._values import BUNDLED_BACKBONE, check_memory, feature_map, fitted, require
 from autoad.errors import TrialError
 
@@ -53,6 +54,21 @@ class DFMConfig:
         require(self.score_type in ("fre", "nll"), "dfm.score_type", "'fre' or 'nll'", self.score_type)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """What ``N`` pictures have to do with the principal components.
+
+    Attributes:
+        errors: ``[N, h', w']`` squared reconstruction errors of the pooled cells.
+        densities: ``[N]`` negative log-likelihoods.
+        image_size: height and width of the pictures.
+    """
+
+    errors: Tensor | None
+    densities: Tensor | None
+    image_size: tuple[int, int]
+
+
 class DFM(Detector):
     """Ahuja et al., "Probabilistic Modeling of Deep Features for Out-of-Distribution and Adversarial Detection", 2019.
 
@@ -71,6 +87,7 @@ class DFM(Detector):
         "Ahuja et al., Probabilistic Modeling of Deep Features for Out-of-Distribution and Adversarial Detection, 2019"
     )
     Config = DFMConfig
+    post_fit: ClassVar[Mapping[str, Effect]] = {"score_type": "both"}
 
     _components: Tensor | None = None
     _mean: Tensor
@@ -86,14 +103,18 @@ class DFM(Detector):
         """Find the principal components; see the base class.
 
         Raises:
-            TrialError: there is only one training picture, or the features would take more than 4 GiB.
+            TrialError: there is only one training picture.
+            TrialMemoryError: the features would take more than the runtime's memory.
         """
         if len(train) < 2:
             raise TrialError(f"dfm must have at least 2 training pictures but got {len(train)}")
         cells = self._pool(train[:1]).numel()
         # The pooled features, and at most as many components as pictures.
         check_memory(
-            8 * len(train) * cells, "dfm's features", "raise pooling_kernel_size or stage, or lower image_size"
+            8 * len(train) * cells,
+            self.runtime.memory,
+            "dfm's features",
+            "raise pooling_kernel_size or stage, or lower image_size",
         )
         features = torch.cat([self._pool(part).flatten(1) for part in train.batches(_PICTURES)])
         self._mean = features.mean(0)
@@ -119,23 +140,57 @@ class DFM(Detector):
         yield Progress(1, 1)
 
     @torch.no_grad()
-    def predict(self, batch: Inputs) -> Prediction:
-        """Score pictures by the configured score type."""
+    def measure(self, batch: Inputs, configs: Sequence[DFMConfig]) -> _Measured:
+        """Both sorts of error, as far as they are asked for."""
         components = fitted(self._components, self.name)
-        scores, maps = [], []
+        asked = {config.score_type for config in configs}
+        errors, densities = [], []
         for part in batch.batches(_PICTURES):
             pooled = self._pool(part)
             centred = pooled.flatten(1) - self._mean
             reduced = centred @ components
-            if self.config.score_type == "nll":
+            if "nll" in asked:
                 density = reduced.double().square() / self._variances + (2 * math.pi * self._variances).log()
-                scores.append(0.5 * density.sum(1).float())
-                continue
-            residual = (centred - reduced @ components.T).square_().view(pooled.shape)
-            errors = residual.sum(dim=-1)
-            scores.append(errors.flatten(1).sum(1))
-            maps.append(upsample(errors, batch.image_size).cpu())
-        return Prediction(torch.cat(scores).cpu(), torch.cat(maps) if maps else None)
+                densities.append(0.5 * density.sum(1).float())
+            if "fre" in asked:
+                residual = (centred - reduced @ components.T).square_().view(pooled.shape)
+                errors.append(residual.sum(dim=-1))
+        return _Measured(
+            torch.cat(errors) if errors else None, torch.cat(densities) if densities else None, batch.image_size
+        )
+
+    @torch.no_grad()
+    def finish(self, measured: _Measured, config: DFMConfig, *, maps: bool = True) -> Prediction:
+        """Scores by the configured type."""
+        if config.score_type == "nll":
+            assert measured.densities is not None  # noqa: S101 - it was among those asked for
+            return Prediction(measured.densities.cpu())
+        errors = measured.errors
+        assert errors is not None  # noqa: S101 - it was among those asked for
+        scores = errors.flatten(1).sum(1).cpu()
+        if not maps:
+            return Prediction(scores)
+        drawn = smooth_prediction(len(errors), lambda here: enlarge(errors[here], measured.image_size, 0.0), maps=True)
+        return Prediction(scores, drawn.maps)
+
+    def footprint(self, train: int, scored: int, shapes: Shapes) -> Footprint:
+        """See the base class."""
+        height, width, channels = shapes[self.config.stage]
+        window = min(self.config.pooling_kernel_size, height, width)
+        cells = -(-height // window) * -(-width // window) * channels
+        smaller = min(train, cells)
+        features, components = 4 * train * cells, 4 * smaller * cells
+        # A Gram matrix with what its eigenvectors take, and some columns in float64.
+        solving = 5 * 8 * smaller**2 + 8 * _COLUMNS * train
+        reading = 2 * feature_bytes(shapes)
+        return Footprint(
+            fit=SCRATCH
+            + max(2 * features + min(train, _PICTURES) * reading, features + solving, features + 2 * components),
+            predict=SCRATCH
+            + components
+            + min(scored, _PICTURES) * (reading + 3 * 4 * cells)
+            + finishing_bytes(scored, self.needs.image_size),
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """``components`` ``[D, K]`` and ``mean`` ``[D]`` float32, ``variances`` ``[K]`` float64."""

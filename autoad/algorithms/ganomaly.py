@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoad.algorithms._base import Detector, Inputs, Kind, Needs, Prediction, Progress, Runtime
+from autoad.algorithms._base import Detector, Footprint, Inputs, Kind, Needs, Prediction, Progress, Runtime, Shapes
+from autoad.algorithms._memory import SCRATCH, training_bytes, weight_bytes
 from autoad.algorithms._values import fitted, require
 from autoad.errors import TrialError
 
@@ -129,10 +130,14 @@ class GANomaly(Detector):
             yield Progress(epoch, config.epochs, loss)
 
     @torch.no_grad()
-    def predict(self, batch: Inputs) -> Prediction:
-        """Score pictures one by one, so that not even rounding depends on their company."""
+    def measure(self, batch: Inputs, configs: Sequence[GANomalyConfig]) -> Tensor:
+        """Scores ``[N]`` of the pictures, one by one, so that not even rounding depends on their company."""
         generator = fitted(self._generator, self.name)
-        return Prediction(torch.cat([self._score(generator, picture) for picture in batch.batches(1)]).cpu())
+        return torch.cat([self._score(generator, picture) for picture in batch.batches(1)])
+
+    def finish(self, measured: Tensor, config: GANomalyConfig, *, maps: bool = True) -> Prediction:
+        """The scores as they are; there is no map."""
+        return Prediction(measured.cpu())
 
     def _score(self, generator: _Generator, picture: Inputs) -> Tensor:
         with self.runtime.autocast():
@@ -140,6 +145,25 @@ class GANomaly(Detector):
             z, _, z_again = generator(pixels)
         score: Tensor = (z.float() - z_again.float()).abs().mean(1)
         return score
+
+    def footprint(self, train: int, scored: int, shapes: Shapes) -> Footprint:
+        """See the base class."""
+        config = self.config
+        with torch.device("meta"):
+            generator, discriminator = _Generator(config), _Discriminator(config)
+            pixels = torch.empty(min(train, config.batch_size), 3, config.image_size, config.image_size)
+
+        def forward() -> object:
+            z, fake, z_again = generator(pixels)
+            return z, z_again, discriminator(pixels), discriminator(fake)
+
+        training = training_bytes((generator, discriminator), forward, self.runtime, moments=2)
+        picture = 3 * 4 * config.image_size**2
+        return Footprint(
+            fit=SCRATCH + 3 * train * picture + training,
+            predict=SCRATCH + 2 * weight_bytes(generator) + 20 * picture,
+            maps=False,
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and normalisation statistics of the generator; the discriminator is not needed to score."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from autoad.algorithms._base import Detector, Inputs, Needs, Prediction, Progress
-from autoad.algorithms._maps import gaussian_blur, upsample
+from autoad.algorithms._base import Detector, Effect, Footprint, Inputs, Needs, Prediction, Progress, Shapes
+from autoad.algorithms._maps import enlarge, smooth_prediction
+from autoad.algorithms._memory import SCRATCH, finishing_bytes
 from autoad.algorithms._values import BUNDLED_BACKBONE, check_memory, check_stages, fitted, require
 from autoad.errors import TrialError
 
@@ -63,6 +65,7 @@ class PaDiM(Detector):
     kind = "segmentation"
     paper = "Defard et al., PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization, 2021"
     Config = PaDiMConfig
+    post_fit: ClassVar[Mapping[str, Effect]] = {"sigma": "both"}
 
     _whitener: Tensor | None = None
     _mean: Tensor
@@ -78,7 +81,8 @@ class PaDiM(Detector):
         """Estimate the Gaussians; see the base class.
 
         Raises:
-            TrialError: there is only one training picture, or the Gaussians would take more than 4 GiB.
+            TrialError: there is only one training picture.
+            TrialMemoryError: the Gaussians would take more than the runtime's memory.
         """
         if len(train) < 2:
             raise TrialError(f"padim must have at least 2 training pictures but got {len(train)}")
@@ -86,7 +90,10 @@ class PaDiM(Detector):
         total = sum(train.features[stage].shape[1] for stage in self.config.stages)
         width = min(self.config.n_features, total)
         check_memory(
-            4 * places * width**2, "padim's covariances", "lower n_features or image_size, or leave out the first stage"
+            4 * places * width**2,
+            self.runtime.memory,
+            "padim's covariances",
+            "lower n_features or image_size, or leave out the first stage",
         )
         order = torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))
         self._channels = order[:width].sort().values
@@ -99,11 +106,11 @@ class PaDiM(Detector):
         yield Progress(1, 1)
 
     @torch.no_grad()
-    def predict(self, batch: Inputs) -> Prediction:
-        """Score pictures."""
+    def measure(self, batch: Inputs, configs: Sequence[PaDiMConfig]) -> tuple[Tensor, tuple[int, int]]:
+        """Mahalanobis distances ``[N, h, w]``, and the pictures' size."""
         whitener = fitted(self._whitener, self.name)
         grid = batch.features[self.config.stages[0]].shape[-2:]
-        maps = []
+        measured = []
         for part in batch.batches(_PICTURES):
             distances = torch.empty(len(part), len(whitener), device=whitener.device)
             for start in range(0, len(whitener), _PLACES):
@@ -111,10 +118,28 @@ class PaDiM(Detector):
                 centred = self._gather(part, here) - self._mean[here, None]
                 white = torch.bmm(centred, whitener[here].mT)
                 distances[:, here] = torch.linalg.vector_norm(white, dim=2).T
-            large = upsample(distances.view(-1, *grid), batch.image_size)
-            maps.append(gaussian_blur(large, self.config.sigma).cpu())
-        joined = torch.cat(maps)
-        return Prediction(joined.flatten(1).amax(1), joined)
+            measured.append(distances.view(-1, *grid))
+        return torch.cat(measured), batch.image_size
+
+    @torch.no_grad()
+    def finish(self, measured: tuple[Tensor, tuple[int, int]], config: PaDiMConfig, *, maps: bool = True) -> Prediction:
+        """Enlarge and blur the distances; the score is the largest."""
+        distances, size = measured
+        return smooth_prediction(len(distances), lambda here: enlarge(distances[here], size, config.sigma), maps=maps)
+
+    def footprint(self, train: int, scored: int, shapes: Shapes) -> Footprint:
+        """See the base class."""
+        height, width, _ = shapes[self.config.stages[0]]
+        places = height * width
+        features = min(self.config.n_features, sum(shapes[stage][2] for stage in self.config.stages))
+        gaussians = 4 * places * (features + features**2)
+        # Of some places at a time: the features, gathered and centred, and a covariance, its factor and that's inverse.
+        block = min(places, _PLACES) * (3 * 4 * train * features + 36 * features**2)
+        scoring = 3 * 4 * min(places, _PLACES) * min(scored, _PICTURES) * features
+        return Footprint(
+            fit=SCRATCH + gaussians + block,
+            predict=SCRATCH + gaussians + scoring + finishing_bytes(scored, self.needs.image_size),
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """``channels`` ``[F]``, ``mean`` ``[L, F]`` and ``whitener`` ``[L, F * (F + 1) / 2]``, its lower triangle."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from autoad.algorithms._base import Detector, Inputs, Needs, Prediction, Progress
+from autoad.algorithms._base import Detector, Effect, Footprint, Inputs, Needs, Prediction, Progress, Shapes
 from autoad.algorithms._coreset import greedy_coreset
-from autoad.algorithms._maps import gaussian_blur, upsample
+from autoad.algorithms._maps import enlarge, smooth_prediction
+from autoad.algorithms._memory import SCRATCH, feature_bytes, finishing_bytes
 from autoad.algorithms._values import BUNDLED_BACKBONE, check_memory, check_stages, feature_map, fitted, require
+from autoad.errors import UsageError
 
 __all__ = ["PatchCore", "PatchCoreConfig"]
 
@@ -28,6 +31,9 @@ _COMPARED_CHANNELS = 256
 _BLOCK = (1024, 2048)
 """Patches and bank entries compared at a time, so that their similarities stay in cache."""
 
+_CANDIDATES = 32
+"""Bank entries, or twice as many as are wanted if that is more, among which an entry's neighbours are found exactly."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PatchCoreConfig:
@@ -38,7 +44,8 @@ class PatchCoreConfig:
         image_size: height and width in pixels.
         stages: whose features are concatenated, at the first one's resolution.
         patch_size: width of the neighbourhood, in patches of its own stage, over which features are averaged; odd.
-        coreset_sampling_ratio: share of all training patches that the memory bank keeps.
+        coreset_sampling_ratio: share of all training patches that the memory bank keeps. A fitted detector can be
+            reconfigured to a smaller one.
         num_neighbors: bank neighbours by which the image score is re-weighted; 1 leaves it as it is. Read at
             prediction.
         sigma: of the map's Gaussian blur, in pixels. Read at prediction.
@@ -64,6 +71,24 @@ class PatchCoreConfig:
         require(self.sigma >= 0, "patchcore.sigma", "0 (no blur) or more", self.sigma)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """What ``N`` pictures have to do with a bank.
+
+    Attributes:
+        distances: ``[N, h, w]`` from each patch to its nearest entry.
+        top: ``[N]`` largest of them.
+        around: ``[N, K]`` from the patch with the largest to the entry that it is nearest to, and on to that entry's
+            own neighbours in the bank, nearest first.
+        image_size: height and width of the pictures.
+    """
+
+    distances: Tensor
+    top: Tensor
+    around: Tensor
+    image_size: tuple[int, int]
+
+
 class PatchCore(Detector):
     """Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022.
 
@@ -76,14 +101,17 @@ class PatchCore(Detector):
     channels, and above that by inner products within the 256 leading principal axes completed by the true norms: on
     real features its covering radius lies within 2 per cent of exact greedy's, where that of a random projection to
     128 is a tenth larger. The bank is kept in the order in which it was chosen, so that its first rows are the bank of
-    a smaller ratio.
+    a smaller ratio: exactly that of a fit at that ratio with the same seed, for the greedy choice never looks ahead.
     """
 
     name = "patchcore"
     kind = "segmentation"
     paper = "Roth et al., Towards Total Recall in Industrial Anomaly Detection, 2022"
     Config = PatchCoreConfig
+    post_fit: ClassVar[Mapping[str, Effect]] = {"num_neighbors": "scores", "sigma": "maps"}
+    reducible = ("coreset_sampling_ratio",)
 
+    _total: int | None = None
     _bank: Tensor | None = None
     _origin: Tensor
     _lookup: Tensor
@@ -98,15 +126,17 @@ class PatchCore(Detector):
         """Fill the memory bank; see the base class.
 
         Raises:
-            TrialError: the bank would take more than 4 GiB.
+            TrialMemoryError: the bank would take more than the runtime's memory.
         """
         grid = train.features[self.config.stages[0]].shape[-2:].numel()
         channels = sum(train.features[stage].shape[1] for stage in self.config.stages)
         total = len(train) * grid
-        size = max(1, int(self.config.coreset_sampling_ratio * total))
+        self._total = total
+        size = _bank_size(self.config, total)
         width = min(channels, _COMPARED_CHANNELS)
         check_memory(
             4 * (size * channels + total * width),
+            self.runtime.memory,
             "patchcore's memory bank and the patches it is chosen from",
             "lower image_size or coreset_sampling_ratio, or use a deeper first stage",
         )
@@ -125,6 +155,7 @@ class PatchCore(Detector):
             points[rows] = patches if axes is None else patches @ axes
         first = int(torch.randint(total, (1,), generator=torch.Generator().manual_seed(self.seed)))
         picks = greedy_coreset(points, norms, size, first)
+        del points, norms
         bank = sample.new_empty(len(picks), channels)
         for i, patches in self._chunks(train):
             here = (picks - i * grid).ge(0) & (picks - i * grid).lt(len(patches))
@@ -132,22 +163,76 @@ class PatchCore(Detector):
         self._take(bank)
         yield Progress(1, 1)
 
+    def reconfigured(self, **changes: Any) -> Self:
+        """See the base class.
+
+        Raises:
+            UsageError: as there, or the ratio should change although the detector was not fitted here but loaded.
+        """
+        other = super().reconfigured(**changes)
+        if self._bank is not None:
+            other._use(self._lookup[: self._rows(other.config)])
+        return other
+
     @torch.no_grad()
-    def predict(self, batch: Inputs) -> Prediction:
-        """Score pictures, one after the other: nothing depends on the batch."""
+    def measure(self, batch: Inputs, configs: Sequence[PatchCoreConfig]) -> dict[int, _Measured]:
+        """By size of the bank, distances of the pictures' patches; one search serves all sizes.
+
+        Pictures are taken one after the other: nothing depends on the batch.
+        """
         fitted(self._bank, self.name)
         grid = batch.features[self.config.stages[0]].shape[-2:]
-        scores, maps = [], []
+        sizes = sorted({self._rows(config) for config in configs})
+        neighbors = max(config.num_neighbors for config in configs)
+        found: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {size: [] for size in sizes}
         for part in batch.batches(_PICTURES):
-            distances = []
             for patches in self._embed(part).sub_(self._origin):
-                distance, nearest = self._nearest(patches)
-                top = int(distance.argmax())
-                scores.append(self._reweight(patches[top], distance[top], nearest[top]))
-                distances.append(distance.view(grid))
-            large = upsample(torch.stack(distances), batch.image_size)
-            maps.append(gaussian_blur(large, self.config.sigma).cpu())
-        return Prediction(torch.stack(scores).cpu(), torch.cat(maps))
+                for size, distance, nearest in self._nearest(patches, sizes):
+                    top = int(distance.argmax())
+                    around = self._around(patches[top], nearest[top], size, neighbors)
+                    found[size].append((distance.view(grid), distance[top], around))
+        measured = {}
+        for size, rows in found.items():
+            distances, tops, arounds = (torch.stack(tensors) for tensors in zip(*rows, strict=True))
+            measured[size] = _Measured(distances, tops, arounds, batch.image_size)
+        return measured
+
+    @torch.no_grad()
+    def finish(self, measured: dict[int, _Measured], config: PatchCoreConfig, *, maps: bool = True) -> Prediction:
+        """Re-weight the largest distance (equation 7); enlarge and blur all of them."""
+        one = measured[self._rows(config)]
+        count = min(config.num_neighbors, one.around.shape[1])
+        scores = one.top
+        if count > 1:
+            scores = scores * (1 - torch.exp(scores - one.around[:, :count].logsumexp(1)))
+        if not maps:
+            return Prediction(scores.cpu())
+        drawn = smooth_prediction(
+            len(scores), lambda here: enlarge(one.distances[here], one.image_size, config.sigma), maps=True
+        )
+        return Prediction(scores.cpu(), drawn.maps)
+
+    def footprint(self, train: int, scored: int, shapes: Shapes) -> Footprint:
+        """See the base class."""
+        height, width, _ = shapes[self.config.stages[0]]
+        channels = sum(shapes[stage][2] for stage in self.config.stages)
+        total = train * height * width
+        compared = min(channels, _COMPARED_CHANNELS)
+        size = _bank_size(self.config, total)
+        # Of a picture: its features, averaged, enlarged, and joined.
+        embedding = 2 * feature_bytes(shapes) + 2 * 4 * height * width * channels
+        # The farthest points are copied to be compared; a few columns of numbers go with each point.
+        choosing = 4 * (total * compared * 3 // 2 + size * compared) + 24 * total
+        bank = 4 * size * (channels + 1)
+        blocks = 4 * min(height * width, _BLOCK[0]) * min(size, _BLOCK[1])
+        return Footprint(
+            fit=SCRATCH + max(choosing, 2 * bank) + min(train, _SAMPLE) * embedding,
+            predict=SCRATCH
+            + bank
+            + blocks
+            + min(scored, _PICTURES) * embedding
+            + finishing_bytes(scored, self.needs.image_size),
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """``bank`` ``[M, C]``, in the order chosen and relative to ``origin`` ``[C]``."""
@@ -161,8 +246,22 @@ class PatchCore(Detector):
     def _take(self, bank: Tensor) -> None:
         # With -|m|^2 / 2 as a last column, the largest <(p, 1), m> is the smallest |p - m|: one product, no epilogue.
         norms = torch.linalg.vector_norm(bank, dim=1, keepdim=True).square_()
-        self._lookup = torch.cat([bank, norms.mul_(-0.5)], dim=1)
-        self._bank = self._lookup[:, :-1]
+        self._use(torch.cat([bank, norms.mul_(-0.5)], dim=1))
+
+    def _use(self, lookup: Tensor) -> None:
+        self._lookup = lookup
+        self._bank = lookup[:, :-1]
+
+    def _rows(self, config: PatchCoreConfig) -> int:
+        """Entries of the bank that ``config`` uses: all of them, or the first ones for a smaller ratio."""
+        if config.coreset_sampling_ratio == self.config.coreset_sampling_ratio:
+            return len(self._lookup)
+        if self._total is None:
+            raise UsageError(
+                "patchcore.coreset_sampling_ratio must stay as it is in a detector that was loaded but got "
+                f"{config.coreset_sampling_ratio!r}; fit again"
+            )
+        return min(_bank_size(config, self._total), len(self._lookup))
 
     def _chunks(self, train: Inputs) -> Iterator[tuple[int, Tensor]]:
         """First picture's number and patches, relative to the origin, of a few pictures at a time."""
@@ -183,28 +282,40 @@ class PatchCore(Detector):
             pooled.append(maps)
         return torch.cat([maps.permute(0, 2, 3, 1) for maps in pooled], dim=-1).flatten(1, 2)
 
-    def _nearest(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance ``[P]`` to, and row of, the bank's entry nearest to each of ``patches`` ``[P, C]``."""
+    def _nearest(self, patches: Tensor, sizes: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """By number of leading bank entries (ascending ``sizes``), the nearest one to each of ``patches`` ``[P, C]``.
+
+        Yields:
+            The size, the distances ``[P]`` and the rows ``[P]`` of the bank.
+        """
         best = patches.new_full((len(patches),), -torch.inf)
         nearest = torch.zeros(len(patches), dtype=torch.int64, device=patches.device)
         queries = functional.pad(patches, (0, 1), value=1.0)
-        for i in range(0, len(patches), _BLOCK[0]):
-            rows = slice(i, i + _BLOCK[0])
-            for start in range(0, len(self._lookup), _BLOCK[1]):
-                closest = (queries[rows] @ self._lookup[start : start + _BLOCK[1]].T).max(dim=1)
-                nearest[rows] = torch.where(closest.values > best[rows], closest.indices + start, nearest[rows])
-                torch.maximum(best[rows], closest.values, out=best[rows])
-        # By the difference itself: the inner products above lose the digits of a small distance.
-        return torch.linalg.vector_norm(patches - self._lookup[nearest, :-1], dim=1), nearest
+        done = 0
+        for size in sizes:
+            for i in range(0, len(patches), _BLOCK[0]):
+                rows = slice(i, i + _BLOCK[0])
+                for start in range(done, size, _BLOCK[1]):
+                    closest = (queries[rows] @ self._lookup[start : min(start + _BLOCK[1], size)].T).max(dim=1)
+                    nearest[rows] = torch.where(closest.values > best[rows], closest.indices + start, nearest[rows])
+                    torch.maximum(best[rows], closest.values, out=best[rows])
+            done = size
+            # By the difference itself: the inner products above lose the digits of a small distance.
+            yield size, torch.linalg.vector_norm(patches - self._lookup[nearest, :-1], dim=1), nearest
 
-    def _reweight(self, patch: Tensor, distance: Tensor, nearest: Tensor) -> Tensor:
-        """Equation 7: the score of an image whose most anomalous ``patch`` lies at ``distance`` from the bank."""
-        bank = fitted(self._bank, self.name)
-        count = min(self.config.num_neighbors, len(bank))
-        if count == 1:
-            return distance
-        entry = bank[nearest]
-        likely = (self._lookup @ functional.pad(entry, (0, 1), value=1.0)).topk(min(2 * count, len(bank))).indices
+    def _around(self, patch: Tensor, nearest: Tensor, size: int, neighbors: int) -> Tensor:
+        """Distances from ``patch`` to an entry and to its neighbours among the first ``size``, nearest to it first."""
+        lookup = self._lookup[:size]
+        bank = lookup[:, :-1]
+        entry, count = bank[nearest], min(neighbors, size)
+        likely = (
+            (lookup @ functional.pad(entry, (0, 1), value=1.0)).topk(min(max(2 * count, _CANDIDATES), size)).indices
+        )
         around = torch.linalg.vector_norm(bank[likely] - entry, dim=1).topk(count, largest=False).indices
-        to_patch = torch.linalg.vector_norm(bank[likely[around]] - patch, dim=1)
-        return distance * (1 - torch.exp(distance - to_patch.logsumexp(0)))
+        distances: Tensor = torch.linalg.vector_norm(bank[likely[around]] - patch, dim=1)
+        return distances
+
+
+def _bank_size(config: PatchCoreConfig, total: int) -> int:
+    """Entries of the memory bank of ``total`` training patches."""
+    return max(1, int(config.coreset_sampling_ratio * total))

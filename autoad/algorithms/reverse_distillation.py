@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoad.algorithms._base import Detector, Inputs, Kind, Needs, Prediction, Progress
+from autoad.algorithms._base import Detector, Effect, Footprint, Inputs, Kind, Needs, Prediction, Progress, Shapes
 from autoad.algorithms._distillation import (
     STAGES,
-    inference_batches,
+    combine_stages,
     load_network,
+    measure_stages,
     network_tensors,
     seeded,
     train_network,
 )
-from autoad.algorithms._maps import gaussian_blur, upsample
+from autoad.algorithms._memory import SCRATCH, feature_bytes, finishing_bytes, training_bytes, weight_bytes
 from autoad.algorithms._values import BUNDLED_BACKBONE, feature_map, fitted, require
 
 __all__ = ["ReverseDistillation", "ReverseDistillationConfig"]
@@ -39,8 +40,8 @@ class ReverseDistillationConfig:
         lr: Adam's learning rate.
         beta1: Adam's decay of the gradient's mean.
         beta2: Adam's decay of the squared gradient's mean.
-        combine: how the maps of the three stages become one, ``"add"`` or ``"multiply"``.
-        sigma: of the Gaussian that smooths the map, in pixels; 0 for none.
+        combine: how the maps of the three stages become one, ``"add"`` or ``"multiply"``. Read at prediction.
+        sigma: of the Gaussian that smooths the map, in pixels; 0 for none. Read at prediction.
     """
 
     backbone: str = BUNDLED_BACKBONE
@@ -212,6 +213,7 @@ class ReverseDistillation(Detector):
         "Deng and Li: Anomaly Detection via Reverse Distillation from One-Class Embedding (CVPR 2022)"
     )
     Config: ClassVar[type[ReverseDistillationConfig]] = ReverseDistillationConfig
+    post_fit: ClassVar[Mapping[str, Effect]] = {"combine": "both", "sigma": "both"}
 
     config: ReverseDistillationConfig
     _student: _Student | None = None
@@ -254,21 +256,39 @@ class ReverseDistillation(Detector):
             student = fitted(self._student, self.name)(*teacher)
         return teacher, [s.float() for s in student]
 
+    def _distances(self, batch: Inputs) -> list[Tensor]:
+        """By stage, one minus the cosine of teacher and student at each position, ``[B, h, w]``."""
+        return [1 - functional.cosine_similarity(t, s, dim=1) for t, s in zip(*self._pairs(batch), strict=True)]
+
     @torch.inference_mode()
-    def predict(self, batch: Inputs) -> Prediction:
-        """Score pictures by how badly the student restores their features."""
-        maps = []
-        for part in inference_batches(batch, self.runtime.device):
-            teacher, student = self._pairs(part)
-            by_stage = [
-                upsample(1 - functional.cosine_similarity(t, s, dim=1), part.image_size)
-                for t, s in zip(teacher, student, strict=True)
-            ]
-            stacked = torch.stack(by_stage)
-            combined = stacked.sum(0) if self.config.combine == "add" else stacked.prod(0)
-            maps.append(gaussian_blur(combined, self.config.sigma).cpu())
-        joined = torch.cat(maps)
-        return Prediction(joined.flatten(1).amax(1), joined)
+    def measure(
+        self, batch: Inputs, configs: Sequence[ReverseDistillationConfig]
+    ) -> tuple[list[Tensor], tuple[int, int]]:
+        """How badly the student restores the pictures' features, by stage, and the pictures' size."""
+        return measure_stages(batch, self.runtime.device, self._distances)
+
+    @torch.inference_mode()
+    def finish(
+        self, measured: tuple[list[Tensor], tuple[int, int]], config: ReverseDistillationConfig, *, maps: bool = True
+    ) -> Prediction:
+        """Combine the stages and smooth; the score is the map's largest value."""
+        return combine_stages(measured, config.sigma, product=config.combine == "multiply", maps=maps)
+
+    def footprint(self, train: int, scored: int, shapes: Shapes) -> Footprint:
+        """See the base class."""
+        with torch.device("meta"):
+            student = _Student([shapes[stage][2] for stage in STAGES], _Architecture.of(self.config.backbone))
+            pictures = min(max(train, 2), self.config.batch_size)
+            teacher = [torch.empty(pictures, channels, h, w) for h, w, channels in (shapes[stage] for stage in STAGES)]
+        training = training_bytes((student,), lambda: student(*teacher), self.runtime, moments=2)
+        reading = 6 * feature_bytes(shapes)
+        return Footprint(
+            fit=SCRATCH + training + pictures * reading,
+            predict=SCRATCH
+            + weight_bytes(student)
+            + 2 * reading
+            + finishing_bytes(scored, self.needs.image_size, images=6),
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """The student's parameters and batch statistics."""

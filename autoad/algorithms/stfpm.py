@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import timm
@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoad.algorithms._base import Detector, Inputs, Kind, Needs, Prediction, Progress
+from autoad.algorithms._base import Detector, Effect, Footprint, Inputs, Kind, Needs, Prediction, Progress, Shapes
 from autoad.algorithms._distillation import (
     STAGES,
-    inference_batches,
+    combine_stages,
     load_network,
+    measure_stages,
     network_tensors,
     seeded,
     train_network,
 )
-from autoad.algorithms._maps import gaussian_blur, upsample
+from autoad.algorithms._memory import SCRATCH, feature_bytes, finishing_bytes, training_bytes, weight_bytes
 from autoad.algorithms._values import BUNDLED_BACKBONE, feature_map, fitted, require
 from autoad.features.backbones import create_backbone
 
@@ -40,8 +41,8 @@ class STFPMConfig:
         lr: learning rate of stochastic gradient descent.
         momentum: of stochastic gradient descent.
         weight_decay: of stochastic gradient descent.
-        combine: how the maps of the three stages become one, ``"product"`` or ``"sum"``.
-        sigma: of the Gaussian that smooths the map, in pixels; 0, the paper's, for none.
+        combine: how the maps of the three stages become one, ``"product"`` or ``"sum"``. Read at prediction.
+        sigma: of the Gaussian that smooths the map, in pixels; 0, the paper's, for none. Read at prediction.
     """
 
     backbone: str = BUNDLED_BACKBONE
@@ -116,6 +117,7 @@ class STFPM(Detector):
     iterative: ClassVar[bool] = True
     paper: ClassVar[str] = "Wang et al.: Student-Teacher Feature Pyramid Matching for Anomaly Detection (BMVC 2021)"
     Config: ClassVar[type[STFPMConfig]] = STFPMConfig
+    post_fit: ClassVar[Mapping[str, Effect]] = {"combine": "both", "sigma": "both"}
 
     config: STFPMConfig
     _student: nn.Module | None = None
@@ -171,15 +173,36 @@ class STFPM(Detector):
         return distances
 
     @torch.inference_mode()
-    def predict(self, batch: Inputs) -> Prediction:
-        """Score pictures by how far the student's features are from the teacher's."""
-        maps = []
-        for part in inference_batches(batch, self.runtime.device):
-            stacked = torch.stack([upsample(distance, part.image_size) for distance in self._distances(part)])
-            combined = stacked.prod(0) if self.config.combine == "product" else stacked.sum(0)
-            maps.append(gaussian_blur(combined, self.config.sigma).cpu())
-        joined = torch.cat(maps)
-        return Prediction(joined.flatten(1).amax(1), joined)
+    def measure(self, batch: Inputs, configs: Sequence[STFPMConfig]) -> tuple[list[Tensor], tuple[int, int]]:
+        """How far the student's features are from the teacher's, by stage, and the pictures' size."""
+        return measure_stages(batch, self.runtime.device, self._distances)
+
+    @torch.inference_mode()
+    def finish(
+        self, measured: tuple[list[Tensor], tuple[int, int]], config: STFPMConfig, *, maps: bool = True
+    ) -> Prediction:
+        """Combine the stages and smooth; the score is the map's largest value."""
+        return combine_stages(measured, config.sigma, product=config.combine == "product", maps=maps)
+
+    def footprint(self, train: int, scored: int, shapes: Shapes) -> Footprint:
+        """See the base class."""
+        config = self.config
+        with torch.device("meta"):
+            student = create_backbone(config.backbone, STAGES, pretrained=False)
+            _wrap_depthwise(student)
+            pictures = min(max(train, 2), config.batch_size)
+            pixels = torch.empty(pictures, 3, config.image_size, config.image_size)
+        training = training_bytes((student,), lambda: student(pixels), self.runtime, moments=1)
+        teacher = 4 * feature_bytes(shapes)
+        one = 28 * 3 * 4 * config.image_size**2
+        return Footprint(
+            fit=SCRATCH + training + pictures * teacher,
+            predict=SCRATCH
+            + weight_bytes(student)
+            + teacher
+            + one
+            + finishing_bytes(scored, self.needs.image_size, images=6),
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """The student, and the mean and standard deviation with which its pixels are normalised."""

@@ -7,8 +7,20 @@ SQLAlchemy address through ``AUTOAD_DATABASE_URL``. Pictures and models are file
 
 from __future__ import annotations
 
+from autoad.database._listing import describe_search, is_lost, list_searches, seconds_so_far
 from autoad.database._owner import LEASE_SECONDS, is_gone, this_process
 from autoad.database._records import Search, Trial
 from autoad.database._session import Database
 
-__all__ = ["LEASE_SECONDS", "Database", "Search", "Trial", "is_gone", "this_process"]
+__all__ = [
+    "LEASE_SECONDS",
+    "Database",
+    "Search",
+    "Trial",
+    "describe_search",
+    "is_gone",
+    "is_lost",
+    "list_searches",
+    "seconds_so_far",
+    "this_process",
+]

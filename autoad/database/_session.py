@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import fcntl
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from autoad.database._owner import is_gone
 from autoad.database._records import Search, Trial, utc_now
 from autoad.errors import LeaseLostError, UsageError
-from autoad.schema import TrialRow
+from autoad.schema import Objective, TrialRow
 from autoad.settings import Settings, get_settings
 
 __all__ = ["Database"]
@@ -231,6 +232,51 @@ class Database:
                 trial = Trial(search_id=search_id, number=row.trial, project=self.project)
                 session.add(trial)
             trial.status, trial.row, trial.finished = row.status, row.model_dump(mode="json"), finished
+
+    def searches(self, limit: int | None = None) -> Sequence[Search]:
+        """The project's searches, newest first."""
+        query = select(Search).where(Search.project == self.project).order_by(Search.created.desc(), Search.id)
+        with self._sessions() as session:
+            return session.scalars(query.limit(limit)).all()
+
+    def count_ended(self, search_ids: Collection[str]) -> dict[str, int]:
+        """How many trials of each search have ended."""
+        query = (
+            select(Trial.search_id, func.count())
+            .where(Trial.project == self.project, Trial.search_id.in_(search_ids), Trial.status != "running")
+            .group_by(Trial.search_id)
+        )
+        with self._sessions() as session:
+            return {row[0]: row[1] for row in session.execute(query)}
+
+    def best_values(self, search_ids: Collection[str], objective: Objective) -> dict[str, float]:
+        """The largest objective of each search's complete trials; searches without one are absent."""
+        value = Trial.row["validation", objective].as_float()
+        query = (
+            select(Trial.search_id, func.max(value))
+            .where(Trial.project == self.project, Trial.search_id.in_(search_ids), Trial.status == "complete")
+            .group_by(Trial.search_id)
+        )
+        with self._sessions() as session:
+            return {row[0]: row[1] for row in session.execute(query) if row[1] is not None}
+
+    def changed_trials(
+        self, search_id: str, after: int, running: Collection[int], since: datetime.datetime | None
+    ) -> Sequence[Trial]:
+        """The trials of a search that may differ from what the caller knows, by number.
+
+        Args:
+            search_id: the search.
+            after: largest number that the caller knows; -1 for none.
+            running: trials that were running when the caller last looked.
+            since: latest ``finished`` that the caller knows.
+        """
+        new = (Trial.number > after) | Trial.number.in_(running)
+        if since is not None:
+            new |= Trial.finished > since
+        query = select(Trial).where(Trial.project == self.project, Trial.search_id == search_id, new)
+        with self._sessions() as session:
+            return session.scalars(query.order_by(Trial.number)).all()
 
     def trials(self, search_id: str) -> Sequence[TrialRow]:
         """All trials of a search, by number."""

@@ -113,12 +113,15 @@ class Model:
             answers.append((float(prediction.scores[0]), anomaly_map))
         return answers
 
-    def calibrate(self, pictures: Sequence[bytes], rate: float) -> tuple[Self, Calibration]:
-        """The model with a threshold learnt from normal pictures that it was not fitted on, and that calibration.
+    def calibrate(self, pictures: Sequence[bytes], rate: float) -> tuple[Self, Calibration, npt.NDArray[np.float64]]:
+        """Learn the threshold from normal pictures that the model was not fitted on.
 
         Args:
             pictures: encoded normal pictures.
             rate: false-positive rate to guarantee.
+
+        Returns:
+            The model with its calibration, that calibration, and the pictures' raw scores ``[N]``.
 
         Raises:
             CalibrationError: so small a rate needs more pictures.
@@ -135,7 +138,8 @@ class Model:
             pixel_threshold=conformal_threshold(peaks, rate).value if len(peaks) else None,
             pixel_scale=score_scale(peaks) if len(peaks) else None,
         )
-        return self.with_manifest(self.manifest.model_copy(update={"calibration": calibration})), calibration
+        calibrated = self.with_manifest(self.manifest.model_copy(update={"calibration": calibration}))
+        return calibrated, calibration, scores
 
     def score(self, data: bytes) -> Score:
         """Score one encoded picture.

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, Union
 
 import yaml
 
-from autoad.algorithms import ALGORITHMS, get_algorithm
+from autoad.algorithms import ALGORITHMS, Detector, get_algorithm
 from autoad.errors import SearchSpaceError, UnknownNameError, UsageError
 from autoad.search._parameter import Parameter, ParameterType
 
@@ -21,12 +21,13 @@ __all__ = ["SpaceFile", "read_space_file"]
 
 _FILE_KEYS = ("algorithm", "help", "epochs", "parameters")
 _KEYS: dict[ParameterType, tuple[str, ...]] = {
-    "float": ("type", "low", "high", "log", "step", "default", "help"),
+    "float": ("type", "low", "high", "log", "step", "fractions", "default", "help"),
     "int": ("type", "low", "high", "log", "step", "default", "help"),
     "categorical": ("type", "choices", "default", "help"),
+    "sweep": ("type", "choices", "default", "help"),
     "fixed": ("value", "help"),
 }
-_SEARCHED: tuple[ParameterType, ...] = ("float", "int", "categorical")
+_SEARCHED: tuple[ParameterType, ...] = ("float", "int", "categorical", "sweep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,12 +162,12 @@ def _read_file(root: _Node) -> SpaceFile:
         for name, node in entries["parameters"].entries(f"parameter of {algorithm}", fields).items():
             if name == "epochs":
                 node.fail("is a ceiling and never searched: write 'epochs: NUMBER' beside 'algorithm'")
-            parameters[name] = _read_parameter(node, name, hints[name], fields[name].default)
+            parameters[name] = _read_parameter(node, name, hints[name], fields[name].default, detector)
             _try_config(node, detector.Config, parameters[name])
     return SpaceFile(root.path, algorithm, entries["help"].text() if "help" in entries else "", epochs, parameters)
 
 
-def _read_parameter(node: _Node, name: str, hint: Any, config_default: Any) -> Parameter:
+def _read_parameter(node: _Node, name: str, hint: Any, config_default: Any, detector: type[Detector]) -> Parameter:
     entries = node.entries("key", sorted({key for keys in _KEYS.values() for key in keys}))
     line = entries["help"].text() if "help" in entries else ""
     if "value" in entries:
@@ -183,10 +184,19 @@ def _read_parameter(node: _Node, name: str, hint: Any, config_default: Any) -> P
             entry.fail(f"does not go with {'value' if kind == 'fixed' else f'type {kind}'}: {', '.join(_KEYS[kind])}")
     if kind == "fixed":
         return Parameter(name, kind, default=_fitting(entries["value"], hint), help=line)
-    if kind == "categorical":
-        parameter = Parameter(name, kind, choices=_read_choices(node, entries, hint), help=line)
+    if kind == "categorical" or kind == "sweep":
+        if kind == "sweep" and name not in detector.post_fit:
+            swept = ", ".join(detector.post_fit) or "none"
+            other = "float with 'fractions'" if name in detector.reducible else "another type"
+            entries["type"].fail(
+                f"must not be sweep, for {name} decides what is fitted (of {detector.name}, prediction alone reads: "
+                f"{swept}); use {other}"
+            )
+        parameter = Parameter(name, kind, choices=_read_choices(node, entries, hint, kind), help=line)
     else:
         parameter = _read_range(node, name, kind, entries, hint, line)
+        if "fractions" in entries:
+            parameter = dataclasses.replace(parameter, fractions=_read_fractions(entries["fractions"], name, detector))
     given = entries.get("default")
     default = config_default if given is None else _fitting(given, hint)
     reason = parameter.refusal(default)
@@ -224,9 +234,27 @@ def _read_range(
     return Parameter(name, kind, low, high, log, step, help=line)
 
 
-def _read_choices(node: _Node, entries: dict[str, _Node], hint: Any) -> tuple[Any, ...]:
+def _read_fractions(at: _Node, name: str, detector: type[Detector]) -> tuple[float, ...]:
+    if name not in detector.reducible:
+        known = ", ".join(detector.reducible) or "none"
+        at.fail(f"goes only with what a fitted {detector.name} can reduce ({known})")
+    if not isinstance(at.node, yaml.SequenceNode) or not at.node.value:
+        at.fail("must be a list of at least one number")
+    fractions: list[float] = []
+    for item in at.node.value:
+        entry = dataclasses.replace(at, node=item, line=item.start_mark.line + 1)
+        fraction = entry.number("float")
+        if not 0 < fraction < 1:
+            entry.fail(f"must be greater than 0 and less than 1 but got {fraction:g}")
+        if fraction in fractions:
+            entry.fail(f"must differ from each other but {fraction:g} stands here twice")
+        fractions.append(fraction)
+    return tuple(fractions)
+
+
+def _read_choices(node: _Node, entries: dict[str, _Node], hint: Any, kind: ParameterType) -> tuple[Any, ...]:
     if "choices" not in entries:
-        node.fail("choices: must be given with type categorical")
+        node.fail(f"choices: must be given with type {kind}")
     at = entries["choices"]
     if not isinstance(at.node, yaml.SequenceNode) or not at.node.value:
         at.fail("must be a list of at least one value")
@@ -281,7 +309,8 @@ def _described(hint: Any) -> str:
 
 def _try_config(node: _Node, config: type[Any], parameter: Parameter) -> None:
     """Refuse values that the algorithm itself would refuse, before a search has begun."""
-    for value in (parameter.default, parameter.low, parameter.high, *parameter.choices):
+    reduced = () if parameter.low is None else tuple(parameter.low * fraction for fraction in parameter.fractions)
+    for value in (parameter.default, parameter.low, parameter.high, *reduced, *parameter.choices):
         if value is not None or value in parameter.choices:
             try:
                 config(**{parameter.name: value})

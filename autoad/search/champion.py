@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,9 @@ from autoad.features import FeatureStore, find_weights
 from autoad.models import ArtifactMetrics, Backbone, Member, Model, Provenance, save_model, write_manifest
 from autoad.models.speed import measure_speed
 from autoad.schema import Champion, Difference, Evidence, TestMetrics, TrialRow
-from autoad.search.trial import EVALUATION_SIZE, TrialTask, evaluation_maps, load_inputs
+from autoad.search.final_scores import FinalScore, write_final_scores
+from autoad.search.sweep import EVALUATION_SIZE, evaluation_maps
+from autoad.search.trial import TrialTask, load_inputs
 
 __all__ = ["RefitError", "finish_champion", "fit_model"]
 
@@ -46,12 +48,24 @@ class RefitError(TrialError):
     """A trial that succeeded cannot be fitted again on the train and selection pictures together."""
 
 
+_Scores = np.ndarray[Any, np.dtype[np.float64]]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Tested:
-    """A model's answers on the test role."""
+    """A calibrated model's answers.
+
+    Attributes:
+        metrics: on the test role.
+        scores: of the test pictures.
+        calibration: scores of the calibration pictures.
+        threshold: what that calibration made of them.
+    """
 
     metrics: TestMetrics
-    scores: np.ndarray[Any, np.dtype[np.float64]]
+    scores: _Scores
+    calibration: _Scores
+    threshold: float
 
 
 def fit_model(
@@ -102,8 +116,11 @@ def fit_model(
     return Model.load(folder, threads=threads)
 
 
-def _test(model: Model, pictures: Sequence[Picture], seed: int) -> _Tested:
-    """Score the test role through the model and measure it."""
+def _test(model: Model, calibration_scores: _Scores, pictures: Sequence[Picture], seed: int) -> _Tested:
+    """Score the test role through the calibrated model and measure it."""
+    calibration = model.manifest.calibration
+    if calibration is None:
+        raise ArtifactError(f"the model {model.name!r} must be calibrated before it is tested")
     scores, maps = [], []
     for score in model.score_many(picture.read() for picture in pictures):
         scores.append(score.score)
@@ -117,7 +134,7 @@ def _test(model: Model, pictures: Sequence[Picture], seed: int) -> _Tested:
     image = bootstrap_interval(values, labels, seed=seed) or (None, None)
     known = known_pixels(stacked, masks)
     pixel = PixelIntervals() if known is None else bootstrap_pixel_interval(*known, seed=seed)
-    normal, calibration = values[~labels], model.manifest.calibration
+    normal = values[~labels]
     return _Tested(
         TestMetrics(
             **metrics.model_dump(),
@@ -127,11 +144,28 @@ def _test(model: Model, pictures: Sequence[Picture], seed: int) -> _Tested:
             pixel_auroc_high=pixel.pixel_auroc and pixel.pixel_auroc[1],
             aupro_low=pixel.aupro and pixel.aupro[0],
             aupro_high=pixel.aupro and pixel.aupro[1],
-            false_positive_rate=float((normal > calibration.threshold).mean()) if calibration and len(normal) else None,
+            false_positive_rate=float((normal > calibration.threshold).mean()) if len(normal) else None,
             by_defect=by_defect(values, [picture.label for picture in pictures], stacked, masks),
         ),
         values,
+        calibration_scores,
+        calibration.threshold,
     )
+
+
+def _final_scores(name: Literal["champion", "default_patchcore"], tested: _Tested, roles: Roles) -> list[FinalScore]:
+    """A model's answers as rows of the table that is kept."""
+    answers: tuple[tuple[Literal["calibration", "test"], Sequence[Picture], _Scores], ...] = (
+        ("calibration", roles.calibration, tested.calibration),
+        ("test", roles.test, tested.scores),
+    )
+    return [
+        FinalScore(
+            name, role, str(picture.path), picture.sha256, picture.label, float(score), bool(score > tested.threshold)
+        )
+        for role, pictures, scores in answers
+        for picture, score in zip(pictures, scores, strict=True)
+    ]
 
 
 def finish_champion(
@@ -145,6 +179,7 @@ def finish_champion(
     evidence: Evidence,
     rate: float,
     models_dir: Path,
+    scores_file: Path,
     default_config: dict[str, Any],
     threads: int,
     say: Callable[[str], None],
@@ -164,6 +199,7 @@ def finish_champion(
         evidence: what the trials were ranked by.
         rate: false-positive rate that the threshold guarantees.
         models_dir: where the model goes.
+        scores_file: where the calibration and test scores of both models go.
         default_config: PatchCore's defaults.
         threads: CPU threads for refitting and scoring.
         say: told what happens.
@@ -189,10 +225,10 @@ def finish_champion(
             model = fit_model(scratch / "champion", name, row, task, normals, provenance, threads=threads)
         except Exception as error:
             raise RefitError(f"trial {row.trial} ({row.algorithm}) could not be refitted: {error}") from error
-        model, calibrated = model.calibrate(calibration, rate)
+        model, calibrated, scores = model.calibrate(calibration, rate)
         write_manifest(scratch / "champion", model.manifest)
         say(f"testing on {len(roles.test)} pictures that the search never saw")
-        champion = _test(model, roles.test, task.seed)
+        champion = _test(model, scores, roles.test, task.seed)
         default: _Tested | None = champion
         if row.algorithm != _DEFAULT_PATCHCORE or row.config != json.loads(json.dumps(default_config)):
             say("testing the untuned default PatchCore beside it")
@@ -201,7 +237,8 @@ def finish_champion(
                 reference = fit_model(
                     scratch / "default", "default-patchcore", default_row, task, normals, provenance, threads=threads
                 )
-                default = _test(reference.calibrate(calibration, rate)[0], roles.test, task.seed)
+                reference, _, scores = reference.calibrate(calibration, rate)
+                default = _test(reference, scores, roles.test, task.seed)
             except (TrialError, MemoryError, RuntimeError) as error:
                 default = None
                 note(f"the default PatchCore could not be fitted to compare with: {error}")
@@ -226,6 +263,8 @@ def finish_champion(
         )
         manifest = model.manifest.model_copy(update={"metrics": metrics})
         write_manifest(scratch / "champion", manifest)
+        kept = _final_scores("champion", champion, roles)
+        write_final_scores(scores_file, kept + (_final_scores("default_patchcore", default, roles) if default else []))
         final = models_dir / name
         (scratch / "champion").rename(final)
     finally:

@@ -80,6 +80,7 @@ class Job:
         trial: number of the trial.
         algorithm: name of the algorithm.
         config: its hyperparameters.
+        sweep: by parameter, values to compare after the fit.
         seconds: for fitting, for algorithms that train; None for the ceiling of epochs.
         exact_above: objective from which pixel metrics are computed exactly.
         memory_limit: bytes that the trial may take; None for no limit.
@@ -88,6 +89,7 @@ class Job:
     trial: int
     algorithm: str
     config: dict[str, Any]
+    sweep: dict[str, tuple[Any, ...]]
     seconds: float | None
     exact_above: float
     memory_limit: int | None = None
@@ -166,8 +168,11 @@ class Dispatcher:
         self._counted = 0
         self._since_best = 0
         self._exhausted = False
+        self._nothing_fits = False
+        self._tried: set[str] = set()
         for row in known:
             if row.status in {"complete", "pruned", "failed"}:
+                self._tried.add(_identity(row))
                 self._counted += 1
                 self._standings[row.algorithm].trials += 1
                 self._learn(row, objective_of(row, objective))
@@ -204,13 +209,14 @@ class Dispatcher:
             if running.alone and neighbours:
                 return None
             self._again.popleft()
-        elif self._spent:
+        elif self._spent or self._nothing_fits:
             return None
         else:
             proposed = self._propose(memory)
             if proposed is None:
-                # Whoever is running may make room, or teach the cost model better; otherwise this is the end.
+                # A trial that ends may make room, or teach the cost model better; without one this is the end.
                 self._exhausted = not self._running
+                self._nothing_fits = True
                 return None
             running = proposed
         room = None if memory is None else memory - sum(other.memory for other in neighbours)
@@ -218,7 +224,7 @@ class Dispatcher:
             self._again.appendleft(running)  # when a neighbour has finished there will be room
             return None
         now = self._budget.elapsed
-        expected = self._expected(running.row.algorithm, running.row.config)
+        expected = self._expected(running.row.algorithm, running.row.proposed)
         running.began, running.deadline = now, now + _LOADING * self._budget.trial_timeout()
         running.row = running.row.model_copy(
             update={
@@ -235,7 +241,8 @@ class Dispatcher:
         return Job(
             trial=running.row.trial,
             algorithm=running.row.algorithm,
-            config=running.row.config,
+            config=running.row.proposed,
+            sweep=self._spaces[running.row.algorithm].sweep(running.row.proposed),
             seconds=self._budget.share(),
             # A trial below the fifth best of those that have finished cannot end among the first five; where ranks
             # over synthetic kinds decide, it can.
@@ -254,7 +261,7 @@ class Dispatcher:
 
         Args:
             worker: its name.
-            update: fields of :class:`TrialRow` that are known now.
+            update: fields of :class:`TrialRow` that are known now, and as ``swept`` the values that were chosen.
             objective: what the sampler maximises.
             final: whether the trial has ended by itself.
 
@@ -262,7 +269,9 @@ class Dispatcher:
             Whether the trial is to train on.
         """
         running = self._running[worker]
-        running.row = TrialRow.model_validate(running.row.model_dump() | dict(update))
+        known = dict(update)
+        config = running.row.proposed | known.pop("swept", {})
+        running.row = TrialRow.model_validate(running.row.model_dump() | known | {"config": config})
         if final:
             self._close(worker, "complete", objective)
             return False
@@ -333,9 +342,17 @@ class Dispatcher:
                 trial, algorithm, full = self._proposer.ask(self._choose(tried), {})
             tried.add(algorithm)
             needed = 0 if self._memory is None else self._memory(algorithm, full)
-            row = TrialRow(trial=trial.number, algorithm=algorithm, config=full, status="running", origin=origin)
+            row = TrialRow(
+                trial=trial.number,
+                algorithm=algorithm,
+                config=full,
+                proposed=full,
+                status="running",
+                origin=origin,
+            )
             refusal = self._refusal(row, needed, memory)
             if refusal is None:
+                self._tried.add(_identity(row))
                 return _Running(trial, row, self._budget.elapsed, needed, math.inf)
             row = row.model_copy(update={"status": "failed", "reason": refusal})
             if origin != "sampler":
@@ -346,11 +363,13 @@ class Dispatcher:
 
     def _refusal(self, row: TrialRow, needed: int, memory: int | None) -> str | None:
         """Why a trial should not even begin."""
+        if row.origin == "sampler" and _identity(row) in self._tried:
+            return "was tried before"
         if memory is not None and needed > memory:
             return f"would need {needed / 2**30:.1f} GiB of memory and the machine has {memory / 2**30:.1f} GiB for it"
         if not self._strategy.costs or not self._timed or self._budget.seconds is None:
             return None
-        expected = self._expected(row.algorithm, row.config)
+        expected = self._expected(row.algorithm, row.proposed)
         longest = self._budget.left
         if row.origin == "sampler":
             longest = min(longest, _LONGEST_SHARE * self._budget.seconds)
@@ -378,7 +397,7 @@ class Dispatcher:
             if standing.best is None:  # let its first result decide how much more it is worth
                 waiting.add(running.row.algorithm)
             so_far = self._budget.elapsed - running.began
-            expected = self._expected(running.row.algorithm, running.row.config) or 0.0
+            expected = self._expected(running.row.algorithm, running.row.proposed) or 0.0
             standing.spent += max(so_far, expected) if self._timed else 1.0
         open_ones = {name: standing for name, standing in standings.items() if name not in waiting}
         best = max(self._objectives, default=0.5)
@@ -392,6 +411,7 @@ class Dispatcher:
 
     def _close(self, worker: str, status: str, objective: float | None, reason: str | None = None) -> None:
         running = self._running.pop(worker)
+        self._nothing_fits = False
         now = self._budget.elapsed
         row = running.row.model_copy(
             update={
@@ -426,4 +446,8 @@ class Dispatcher:
         if row.epochs_done:
             self._ladders.finished(row.trial, row.algorithm, objective, row.epochs_done)
         features = row.feature_seconds or 0.0
-        self._costs.observe(row.algorithm, row.config, (seconds - features) / (row.epochs_done or 1), features)
+        self._costs.observe(row.algorithm, row.proposed, (seconds - features) / (row.epochs_done or 1), features)
+
+
+def _identity(row: TrialRow) -> str:
+    return f"{row.algorithm} {sorted(row.proposed.items())!r}"

@@ -8,12 +8,11 @@ from collections.abc import Iterable
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from autoad.algorithms import get_algorithm
+from autoad.search.trial import RUNGS
 
-__all__ = ["RUNGS", "AlgorithmLadders"]
+__all__ = ["AlgorithmLadders"]
 
 _START, _FACTOR, _END = 3, 3, 10_000
-RUNGS = frozenset({3, 9, 27, 81, 243})
-"""Epochs after which a trial that trains is evaluated."""
 
 
 @dataclasses.dataclass(frozen=True)

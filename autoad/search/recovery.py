@@ -59,8 +59,8 @@ def outstanding(first: Sequence[Suggestion], rows: Sequence[TrialRow], spaces: M
     def identity(algorithm: str, config: Mapping[str, Any]) -> tuple[str, str]:
         return algorithm, repr(sorted(spaces[algorithm].encode(config).items()))
 
-    seen = {identity(row.algorithm, row.config) for row in rows if row.status in _ENDED}
-    cut_off = [Suggestion(row.origin, row.algorithm, row.config) for row in rows if row.status not in _ENDED]
+    seen = {identity(row.algorithm, row.proposed) for row in rows if row.status in _ENDED}
+    cut_off = [Suggestion(row.origin, row.algorithm, row.proposed) for row in rows if row.status not in _ENDED]
     left = []
     for suggestion in [*cut_off, *first]:
         key = identity(suggestion.algorithm, suggestion.config)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,6 +30,7 @@ from autoad.search.cluster import LocalWorkers, Workers, check_reachable, join_r
 from autoad.search.dispatch import Dispatcher, Listener, Suggestion
 from autoad.search.leaderboard import rank_trials
 from autoad.search.lease import Lease
+from autoad.search.memory import predict_memory
 from autoad.search.plan import DETERMINISTIC_EPOCHS, DETERMINISTIC_TRIALS, Plan, SearchRequest, make_plan
 from autoad.search.recovery import SCRATCH, close_search, outstanding, recover_lost_searches
 from autoad.search.space import load_spaces
@@ -48,11 +50,17 @@ class SearchListener(Listener, Protocol):
     def say(self, text: str) -> None:
         """Something worth a line."""
 
+    def opened(self, search: SearchResult, rows: Sequence[TrialRow]) -> None:
+        """This process carries the search out; ``rows`` are trials from before an interruption."""
+
     def begin(self, budget: Budget) -> None:
         """Trials begin."""
 
     def end(self) -> None:
         """Trials have ended."""
+
+    def closed(self, result: SearchResult) -> None:
+        """The search is over, in whatever way."""
 
 
 def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult:
@@ -271,6 +279,16 @@ def _budget(request: SearchRequest, spent: float) -> Budget:
     return Budget(trials, seconds, 1, request.patience, request.trial_timeout, before=spent)
 
 
+def _memory(task: TrialTask, algorithm: str, config: Mapping[str, Any]) -> int:
+    """Bytes that a trial is expected to take; one that cannot be will say so itself."""
+    try:
+        return predict_memory(
+            algorithm, config, train=len(task.train), selection=len(task.selection), runtime=task.runtime
+        )
+    except UsageError:
+        return 0
+
+
 def _first_trials(plan: Plan) -> list[Suggestion]:
     """The default of each algorithm, those that do not train before the others."""
     spaces = sorted(plan.spaces.values(), key=lambda space: get_algorithm(space.algorithm).iterative)
@@ -289,6 +307,7 @@ def _carry_out(
     """Trials, then the champion, as the owner of the search."""
     search_id = summary.search_id
     with Lease(database, search_id, spent) as lease:
+        listener.opened(summary, database.trials(search_id))
         try:
             result = _search(plan, summary, settings, database, lease, listener)
         except LeaseLostError:
@@ -297,7 +316,9 @@ def _carry_out(
             status = "interrupted" if isinstance(error, KeyboardInterrupt | StateError) else "failed"
             with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):  # then the next search finds it lost
                 database.update_search(search_id, status=status)
+            listener.closed(summary.model_copy(update={"status": status}))
             raise
+    listener.closed(result)
     if result.status == "failed":
         reasons = sorted({f"{row.algorithm}: {row.reason}" for row in result.leaderboard if row.reason})
         raise NoTrialSucceededError("no trial succeeded; " + ("; ".join(reasons[:8]) or "the time was too short"))
@@ -372,6 +393,7 @@ def _run_trials(
         known=rows,
         by_rank=task.synthetic,
         timed=not request.deterministic,
+        memory=None if plan.engine.name == "cuda" else functools.partial(_memory, task),
     )
     if dispatcher.finished:
         return False
@@ -417,6 +439,7 @@ def _champion(
                 evidence=plan.roles.evidence,
                 rate=plan.rate,
                 models_dir=settings.models_dir,
+                scores_file=settings.searches_dir / summary.search_id / "scores.parquet",
                 default_config=load_spaces(["patchcore"])["patchcore"].defaults(),
                 threads=os.cpu_count() or 1,
                 say=listener.say,

@@ -33,7 +33,7 @@ class Space:
         algorithm: its name.
         help: one line on it.
         epochs: most epochs that a trial may train; None for algorithms that do not. Never searched.
-        parameters: hyperparameters, searched or fixed; those not among them keep the algorithm's own defaults.
+        parameters: hyperparameters, searched, swept or fixed; those not among them keep the algorithm's own defaults.
     """
 
     algorithm: str
@@ -46,8 +46,17 @@ class Space:
         return {parameter.name: parameter.default for parameter in self.parameters}
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
-        """A configuration chosen by Optuna."""
+        """A configuration chosen by Optuna; what is swept has its default."""
         return {parameter.name: parameter.suggest(trial, self.algorithm) for parameter in self.parameters}
+
+    def sweep(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+        """By parameter, the values that a trial of ``config`` compares after its fit (``TrialWorker.run``).
+
+        The configuration's own value comes first, the others by how near they are to it; parameters with a single value
+        are left out.
+        """
+        swept = {parameter.name: parameter.sweep(config[parameter.name]) for parameter in self.parameters}
+        return {name: values for name, values in swept.items() if len(values) > 1}
 
     def encode(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A configuration, or a part of one, as Optuna's parameters (for ``Study.enqueue_trial``).
@@ -62,7 +71,7 @@ class Space:
         return {
             f"{self.algorithm}.{name}": known[name].encode(value)
             for name, value in config.items()
-            if known[name].type != "fixed"
+            if known[name].is_proposed
         }
 
     def backbones(self) -> set[str]:

@@ -106,7 +106,7 @@ class Proposer:
             if row is None:
                 self._study.ask()
             else:
-                self.ask(row.algorithm, row.config)
+                self.ask(row.algorithm, row.proposed)
         for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
             row = by_number.get(frozen.number) or TrialRow(
                 trial=frozen.number, algorithm="", config={}, status="stopped", reason="no row of it was written"
@@ -116,7 +116,7 @@ class Proposer:
             if row.status == "pruned" and value is not None and row.epochs_done:
                 trial.report(value, row.epochs_done)
             self.tell(trial, row, value)
-        self._drawn = len({(row.algorithm, repr(row.config)) for row in rows})
+        self._drawn = len({(row.algorithm, repr(row.proposed)) for row in rows})
 
 
 def objective_of(row: TrialRow, objective: Objective) -> float | None:

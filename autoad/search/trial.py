@@ -5,37 +5,23 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from autoad.algorithms import Detector, Inputs, Needs, Precision, Prediction, Runtime, get_algorithm
-from autoad.algorithms._maps import upsample
-from autoad.data import GOOD, Picture, load_mask
-from autoad.errors import TrialError
-from autoad.evaluation import compute_metrics, image_metrics
+from autoad.algorithms import Detector, Inputs, Needs, Precision, Runtime, get_algorithm
+from autoad.data import Picture
 from autoad.features import EngineChoice, FeatureStore, as_tensors, create_engine
 from autoad.schema import Metrics, Objective
+from autoad.search.memory import MemoryGuard, copied_bytes, predict_memory, release_free_memory
+from autoad.search.sweep import Judge
 
-__all__ = [
-    "EVALUATION_SIZE",
-    "TrialReport",
-    "TrialTask",
-    "TrialWorker",
-    "evaluation_maps",
-    "load_inputs",
-    "objective_value",
-]
+__all__ = ["RUNGS", "TrialReport", "TrialTask", "TrialWorker", "load_inputs"]
 
-EVALUATION_SIZE = (256, 256)
-"""Height and width at which maps are compared with masks, whatever size a detector works at."""
-
-_RUNGS = frozenset({3, 9, 27, 81, 243})
-_PREDICT_BATCH = 16
+RUNGS = frozenset({3, 9, 27, 81, 243})
+"""Epochs after which a trial that trains is evaluated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +35,7 @@ class TrialTask:
         engine: runs the backbone.
         precision: of the detectors' own networks.
         epochs: ceiling of epochs by algorithm.
-        timed: whether to measure latency (off where results must repeat exactly).
+        timed: whether to measure latency and memory (off where results must repeat exactly).
     """
 
     train: tuple[Picture, ...]
@@ -68,6 +54,10 @@ class TrialTask:
         """Where detectors compute."""
         return Runtime("cuda" if self.engine.name == "cuda" else "cpu", self.precision)
 
+    def open_worker(self) -> TrialWorker:
+        """What a worker process runs the trials with."""
+        return TrialWorker(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrialReport:
@@ -75,18 +65,27 @@ class TrialReport:
 
     Attributes:
         objective: what the sampler maximises.
+        swept: chosen value of each parameter that was swept; the trial's configuration is then ``config | swept``.
+        variants: how many combinations of such values were compared.
         final: whether the trial ends here; otherwise the scheduler may stop it.
         exact: whether the pixel metrics are exact.
+        peak_memory_mb: most anonymous memory, in MiB, that the trial has added to its process so far, while it fitted
+            and was measured; None where the task is not ``timed``, for it varies from run to run.
+        model_mb: MiB of the detector's tensors.
     """
 
     objective: float
     validation: Metrics
     by_kind: dict[str, float]
+    swept: dict[str, Any]
+    variants: int
     epochs_done: int | None
     budget_limited: bool
     final: bool
     exact: bool
     latency_ms: float | None
+    peak_memory_mb: float | None
+    model_mb: float
 
 
 def load_inputs(
@@ -110,107 +109,97 @@ def load_inputs(
     return Inputs(needs.image_size, features, images)
 
 
-def evaluation_maps(prediction: Prediction) -> npt.NDArray[np.float32] | None:
-    """The prediction's maps at :data:`EVALUATION_SIZE`; None if there are none."""
-    if prediction.maps is None:
-        return None
-    maps = prediction.maps.float().cpu()
-    if tuple(maps.shape[-2:]) != EVALUATION_SIZE:
-        maps = upsample(maps, EVALUATION_SIZE)
-    return maps.numpy()
-
-
-def objective_value(validation: Metrics, by_kind: dict[str, float], objective: Objective) -> float:
-    """What the sampler maximises; with synthetic defects and image AUROC, the mean over their kinds.
-
-    Raises:
-        TrialError: the objective cannot be computed for this trial.
-    """
-    if objective == "image_auroc" and by_kind:
-        return statistics.fmean(by_kind.values())
-    value: float | None = getattr(validation, objective)
-    if value is None:
-        raise TrialError(f"the objective {objective} could not be computed (no map, or no masks to compare it with)")
-    return value
-
-
 class TrialWorker:
     """Runs the trials that one worker is given, one after another."""
 
     def __init__(self, task: TrialTask) -> None:
         self._task = task
         self._store = FeatureStore(task.features_dir)
-        self._labels = np.array([not picture.is_normal for picture in task.selection])
-        self._masks = [load_mask(picture, EVALUATION_SIZE) for picture in task.selection]
+        self._judge = Judge(task.selection, task.objective, synthetic=task.synthetic)
         self._backbone_ms: dict[tuple[str, tuple[int, ...], tuple[int, int]], float] = {}
 
+    def load(self, algorithm: str, config: dict[str, Any]) -> float:
+        """See to it that the store holds what a trial needs; how many seconds that took."""
+        started = time.perf_counter()
+        needs = get_algorithm(algorithm)(get_algorithm(algorithm).Config(**config)).needs
+        for pictures in (self._task.train, self._task.selection):
+            load_inputs(self._store, pictures, needs, self._task.engine)
+        return time.perf_counter() - started
+
     def run(
-        self, algorithm: str, config: dict[str, Any], *, seconds: float | None = None, exact_above: float = -np.inf
+        self,
+        algorithm: str,
+        config: dict[str, Any],
+        *,
+        sweep: Mapping[str, Sequence[Any]] | None = None,
+        seconds: float | None = None,
+        exact_above: float = -np.inf,
+        memory_limit: int | None = None,
     ) -> Iterator[TrialReport]:
         """Carry out one trial, reporting at each rung of the early-stopping ladder and at the end.
 
         Args:
             algorithm: name of the algorithm.
             config: its hyperparameters, without ``epochs``.
+            sweep: by parameter, values to compare after the fit, ``config``'s own first (:meth:`Space.sweep`).
             seconds: time for fitting, for algorithms that train; None for the ceiling of epochs.
             exact_above: objective from which pixel metrics are computed exactly.
+            memory_limit: bytes that the trial may add to this process; None for as many as the machine has. Computing
+                features that the store lacks is not part of it.
 
         Raises:
             TrialError: the configuration does not work.
+            TrialMemoryError: it needs more memory than the trial may have. The worker can go on to another trial.
         """
         task, detector_type = self._task, get_algorithm(algorithm)
         if detector_type.iterative:
             config = config | {"epochs": task.epochs[algorithm]}
-        detector = detector_type(detector_type.Config(**config), seed=task.seed, runtime=task.runtime)
+        runtime = task.runtime
+        if memory_limit is not None:
+            runtime = dataclasses.replace(runtime, memory=memory_limit)
+        detector = detector_type(detector_type.Config(**config), seed=task.seed, runtime=runtime)
         train = load_inputs(self._store, task.train, detector.needs, task.engine)
         selection = load_inputs(self._store, task.selection, detector.needs, task.engine)
+        release_free_memory()
+
+        def explain() -> str:
+            expected = predict_memory(
+                algorithm, config, train=len(train), selection=len(selection), runtime=runtime, gathered=copies > 0
+            )
+            limit = "all that this machine has" if memory_limit is None else f"at most {memory_limit / 2**20:.0f} MiB"
+            return (
+                f"this trial of {algorithm} must take {limit}, but about {expected / 2**20:.0f} MiB were predicted; "
+                "lower image_size, or let a trial have more"
+            )
+
+        copies = copied_bytes(train) + copied_bytes(selection)
+        guard = MemoryGuard(memory_limit, copies, explain)
         started = time.perf_counter()
-        for progress in detector.fit(train):
+        for progress in guard.each(detector.fit(train)):
             elapsed = time.perf_counter() - started
             spent = seconds is not None and elapsed * (1 + 0.5 / progress.epoch) > seconds
             final = progress.epoch >= progress.epochs or spent
-            if not final and progress.epoch not in _RUNGS:
+            if not final and progress.epoch not in RUNGS:
                 continue
-            prediction = self._predict(detector, selection)
-            scores, maps = prediction.scores.numpy(), evaluation_maps(prediction)
-            validation = compute_metrics(scores, self._labels, maps, self._masks, exact=False)
-            by_kind = self._by_kind(prediction) if task.synthetic else {}
-            objective = objective_value(validation, by_kind, task.objective)
-            exact = objective >= exact_above and validation.aupro is not None
-            if exact:
-                validation = compute_metrics(scores, self._labels, maps, self._masks, exact=True)
+            with guard:
+                verdict = self._judge.judge(detector, selection, sweep or {}, exact_above=exact_above)
+                size = sum(tensor.nbytes for tensor in verdict.detector.tensors().values())
             yield TrialReport(
-                objective=objective_value(validation, by_kind, task.objective),
-                validation=validation,
-                by_kind=by_kind,
+                objective=verdict.objective,
+                validation=verdict.validation,
+                by_kind=verdict.by_kind,
+                swept=verdict.swept,
+                variants=verdict.variants,
                 epochs_done=progress.epoch if detector_type.iterative else None,
                 budget_limited=detector_type.iterative and progress.epoch < progress.epochs,
                 final=final,
-                exact=exact,
-                latency_ms=self._latency_ms(detector, selection) if final and task.timed else None,
+                exact=verdict.exact,
+                latency_ms=self._latency_ms(verdict.detector, selection) if final and task.timed else None,
+                peak_memory_mb=guard.peak / 2**20 if task.timed else None,
+                model_mb=size / 2**20,
             )
             if final:
                 return
-
-    def _predict(self, detector: Detector, inputs: Inputs) -> Prediction:
-        parts = [detector.predict(batch) for batch in inputs.batches(_PREDICT_BATCH)]
-        scores = torch.cat([part.scores for part in parts]).cpu()
-        if not bool(torch.isfinite(scores).all()):
-            raise TrialError("the detector gave scores that are not finite")
-        maps = [part.maps.cpu() for part in parts if part.maps is not None]
-        return Prediction(scores, torch.cat(maps) if maps else None)
-
-    def _by_kind(self, prediction: Prediction) -> dict[str, float]:
-        """Image AUROC of each kind of synthetic defect against all normals."""
-        labels = np.array([picture.label for picture in self._task.selection])
-        scores = prediction.scores.numpy()
-        result = {}
-        for kind in sorted(set(labels.tolist()) - {GOOD}):
-            chosen = (labels == kind) | (labels == GOOD)
-            value = image_metrics(scores[chosen], labels[chosen] != GOOD).image_auroc
-            if value is not None:
-                result[kind] = value
-        return result
 
     def _latency_ms(self, detector: Detector, inputs: Inputs) -> float:
         """Median time from resized pixels to score, one picture at a time."""

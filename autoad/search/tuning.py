@@ -27,10 +27,11 @@ from ray.tune import TuneError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from autoad.errors import AutoADError, StateError, StorageFullError
+from autoad.errors import AutoADError, StateError, StorageFullError, TrialMemoryError
 from autoad.search.cluster import Place, Workers, explain_death
 from autoad.search.dispatch import Dispatcher, Job
-from autoad.search.trial import TrialReport, TrialTask, TrialWorker
+from autoad.search.memory import free_memory
+from autoad.search.trial import TrialReport, TrialTask
 
 __all__ = ["run_trials"]
 
@@ -51,35 +52,51 @@ class WorkerActor(tune.Trainable):  # type: ignore[misc]
 
         torch.set_num_threads(1)
         self._node, self._unfit = platform.node(), ""
+        self._job: Job | None = None
         self._reports: Iterator[TrialReport] | None = None
+        self._memory = free_memory()
         try:
             if place is not None:
                 self._node, features_dir = place.settle()
                 task = dataclasses.replace(task, features_dir=features_dir)
-            self._worker = TrialWorker(task)
+            self._worker = task.open_worker()
         except AutoADError as error:
             self._unfit = str(error)
 
     def assign(self, job: Job) -> None:
         """Take another job; what was under way is dropped."""
-        self._reports = self._worker.run(job.algorithm, job.config, seconds=job.seconds, exact_above=job.exact_above)
+        self._job, self._reports = job, None
 
     def step(self) -> dict[str, Any]:
-        """Go on to the next evaluation; a failure is a result with its reason, never an exception."""
-        if self._reports is None:
+        """Get the job's features, then go on to the next evaluation; a failure is a result, never an exception."""
+        result: dict[str, Any] = {"node": self._node}
+        job = self._job
+        if job is None:
             time.sleep(_IDLE_SECONDS)
-            return {"node": self._node, "unfit": self._unfit}
+            return result | {"unfit": self._unfit, "memory": self._memory}
         try:
+            if self._reports is None:
+                seconds = self._worker.load(job.algorithm, job.config)
+                self._reports = self._worker.run(
+                    job.algorithm,
+                    job.config,
+                    sweep=job.sweep,
+                    seconds=job.seconds,
+                    exact_above=job.exact_above,
+                    memory_limit=job.memory_limit,
+                )
+                return result | {"loaded": seconds}
             report = next(self._reports)
         except StorageFullError as error:
-            self._reports = None
-            return {"node": self._node, "full": str(error)}
+            self._job = None
+            return result | {"full": str(error)}
         except Exception as error:
-            self._reports = None
-            return {"node": self._node, "failure": f"{type(error).__name__}: {str(error).strip() or 'no message'}"}
+            self._job = None
+            reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+            return result | {"failure": reason, "out_of_memory": isinstance(error, TrialMemoryError)}
         if report.final:
-            self._reports = None
-        return {"node": self._node, "report": report}
+            self._job = None
+        return result | {"report": report}
 
 
 class _Conductor(FIFOScheduler):  # type: ignore[misc]
@@ -92,6 +109,7 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
         self._actors: dict[str, Any] = {}
         self._fruitless = 0
         self._unfit: dict[str, str] = {}
+        self._memory: dict[str, int] = {}
         self.error: AutoADError | None = None
         self.interrupted = False
 
@@ -114,7 +132,10 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
         if "full" in result:
             raise StateError(f"{result['full']} (node {result['node']}); the search can be resumed then")
         if "failure" in result:
-            self._dispatcher.failed(worker, result["failure"])
+            self._dispatcher.failed(worker, result["failure"], out_of_memory=result["out_of_memory"])
+        elif "loaded" in result:
+            self._dispatcher.loaded(worker, result["loaded"])
+            return str(TrialScheduler.CONTINUE)
         elif "report" in result:
             report: TrialReport = result["report"]
             if self._dispatcher.report(worker, _row_update(report), report.objective, final=report.final):
@@ -126,7 +147,10 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
             if len(self._unfit) >= self._places():
                 self.error = StateError(f"no node is fit to run trials: {result['unfit']}")
             return str(TrialScheduler.CONTINUE)
-        job = self._dispatcher.next_job(worker, result["node"])
+        node = result["node"]
+        if "memory" in result:  # what the first worker of a node found free, before any trial took some
+            self._memory.setdefault(node, result["memory"])
+        job = self._dispatcher.next_job(worker, node, self._memory.get(node))
         if job is not None:
             self._fruitless = 0
             # A worker's calls are carried out in order, so this comes before the step that Tune asks for next.
@@ -184,10 +208,14 @@ def _row_update(report: TrialReport) -> dict[str, Any]:
     return {
         "validation": report.validation.model_dump(),
         "by_kind": report.by_kind,
+        "swept": report.swept,
+        "variants": report.variants,
         "epochs_done": report.epochs_done,
         "budget_limited": report.budget_limited,
         "exact": report.exact,
         "latency_ms": report.latency_ms,
+        "peak_memory_mb": report.peak_memory_mb,
+        "model_mb": report.model_mb,
     }
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from autoad.algorithms import ALGORITHMS, Detector, Inputs, Needs, Prediction, Progress, get_algorithm
-from autoad.errors import AutoADError, UnknownNameError
+from autoad.errors import AutoADError, UnknownNameError, UsageError
 
 Pictures = Callable[..., Tensor]
 Given = Callable[[Tensor, Needs], Inputs]
@@ -31,6 +31,18 @@ SMALL: dict[str, dict[str, Any]] = {
     "reverse_distillation": {"epochs": 3, "batch_size": 8},
 }
 """Changes to the defaults that keep this module fast."""
+
+OTHER: dict[str, dict[str, tuple[Any, ...]]] = {
+    "dfkde": {"bandwidth": (0.3, 2.5)},
+    "dfm": {"score_type": ("nll",)},
+    "ganomaly": {},
+    "cflow": {},
+    "padim": {"sigma": (0.0, 1.5)},
+    "patchcore": {"num_neighbors": (1, 3, 20), "sigma": (0.0, 9.0), "coreset_sampling_ratio": (0.07, 0.03, 0.001)},
+    "stfpm": {"combine": ("sum",), "sigma": (2.0, 8.0)},
+    "reverse_distillation": {"combine": ("multiply",), "sigma": (0.0, 2.0)},
+}
+"""Values, other than the defaults, of everything that can change after the fit."""
 
 SIZE = (64, 64)
 ODD = (70, 101)
@@ -217,3 +229,58 @@ class TestContract:
         batch = given(pictures(1, 0, size=side(detector, SIZE)), detector.needs)
         with pytest.raises((AutoADError, RuntimeError), match="must be fitted"):
             detector.predict(batch)
+
+    def test_reconfigured_it_predicts_what_a_fit_with_these_values_predicts(
+        self, name: str, pictures: Pictures, given: Given, fitted: Any
+    ) -> None:
+        detector, good, bad = fitted(name)
+        assert (
+            {*detector.post_fit, *detector.reducible}
+            == OTHER[name].keys()
+            <= dataclasses.asdict(detector.config).keys()
+        )
+        train = given(pictures(12, 0, size=side(detector, SIZE)), detector.needs)
+        before = detector.predict(bad)
+        together = {key: values[-1] for key, values in OTHER[name].items()}
+        for changes in ({key: value} for key, values in OTHER[name].items() for value in values):
+            changed = detector.reconfigured(**changes)
+            assert changed.config == dataclasses.replace(detector.config, **changes)
+            fresh = fit(create(name, **changes), train)
+            assert same(changed.predict(bad), fresh.predict(bad)), changes
+            assert not same(changed.predict(bad), before), changes
+            again = changed.tensors()
+            assert all(torch.equal(again[key], tensor) for key, tensor in fresh.tensors().items())
+        fresh = fit(create(name, **together), train)
+        assert same(detector.reconfigured(**together).predict(good), fresh.predict(good))
+        assert same(detector.predict(bad), before), "the detector itself stays as it was"
+
+    def test_one_measurement_serves_all_configurations(self, name: str, fitted: Any) -> None:
+        detector, good, _ = fitted(name)
+        changes = [{}, *({key: value} for key, values in OTHER[name].items() for value in values)]
+        detectors = [detector.reconfigured(**change) for change in changes]
+        measured = detector.measure(good, [one.config for one in detectors])
+        for one in detectors:
+            whole, scores = (detector.finish(measured, one.config, maps=maps) for maps in (True, False))
+            alone = one.predict(good)
+            torch.testing.assert_close(whole.scores, alone.scores, rtol=1e-6, atol=1e-7)
+            assert torch.equal(scores.scores, whole.scores)
+            assert scores.maps is None
+            assert (whole.maps is None) == (alone.maps is None)
+            if whole.maps is not None:
+                torch.testing.assert_close(whole.maps, alone.maps, rtol=1e-5, atol=1e-6)
+
+    def test_what_the_fit_decides_cannot_change_after_it(self, name: str, fitted: Any) -> None:
+        detector = fitted(name)[0]
+        with pytest.raises(UsageError, match=rf"{name}.image_size must be one of the hyperparameters that can change"):
+            detector.reconfigured(image_size=128)
+        for key in detector.reducible:
+            largest = getattr(detector.config, key)
+            with pytest.raises(UsageError, match=rf"{name}.{key} must be at most {largest}"):
+                detector.reconfigured(**{key: 2 * largest})
+        for key, effect in detector.post_fit.items():
+            change = {key: OTHER[name][key][0]}
+            one, other = detector.predict(fitted(name)[2]), detector.reconfigured(**change).predict(fitted(name)[2])
+            if effect == "maps":
+                assert torch.equal(one.scores, other.scores)
+            if effect == "scores" and one.maps is not None:
+                assert torch.equal(one.maps, other.maps)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from autoad.algorithms._maps import gaussian_blur, upsample
+from autoad.algorithms._maps import enlarge, gaussian_blur, upsample
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,17 @@ def test_blur_is_scipys(shape: tuple[int, ...], sigma: float, mode: str) -> None
 def test_no_sigma_no_blur() -> None:
     maps = torch.rand(2, 5, 7)
     assert gaussian_blur(maps, 0) is maps
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.3, 4.0])
+@pytest.mark.parametrize("size", [(33, 65), (64, 48), (12, 20)])
+def test_enlarging_is_upsampling_and_then_blurring(sigma: float, size: tuple[int, int]) -> None:
+    """(12, 20) is smaller than the kernel of sigma 4."""
+    maps = np.random.default_rng(2).random((3, 6, 10))
+    mode = "mirror" if min(size) > int(4 * sigma + 0.5) else "nearest"
+    large = upsample(torch.from_numpy(maps), size).numpy()
+    expected = np.stack([gaussian_filter(one, sigma, mode=mode, truncate=4.0) if sigma else one for one in large])
+    np.testing.assert_allclose(enlarge(torch.from_numpy(maps), size, sigma).numpy(), expected, atol=1e-12)
 
 
 def test_upsampling_interpolates_between_pixel_centres() -> None:

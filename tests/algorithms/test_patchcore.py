@@ -147,6 +147,40 @@ def test_smaller_ratio_is_a_prefix_of_the_bank() -> None:
     assert torch.equal(large[: len(small)], small)
 
 
+@pytest.mark.parametrize(
+    ("pictures", "ratio", "size"), [(6, 0.25, 144), (7, 0.0149, 10), (3, 0.5 / 288, 1), (5, 1.0, 480)]
+)
+def test_the_bank_holds_the_whole_part_of_its_share(pictures: int, ratio: float, size: int) -> None:
+    """96 patches a picture: 7 x 96 x 0.0149 is 10.01, and there is always one entry."""
+    train = clouds(pictures, 0)
+    assert len(fit(train, coreset_sampling_ratio=ratio).tensors()["bank"]) == size
+    large = fit(train, coreset_sampling_ratio=1.0)
+    assert len(large.reconfigured(coreset_sampling_ratio=ratio).tensors()["bank"]) == size
+
+
+def test_a_loaded_bank_keeps_its_ratio() -> None:
+    train = clouds(3, 0)
+    loaded = PatchCore(PatchCoreConfig())
+    loaded.load_tensors(fit(train).tensors())
+    assert loaded.reconfigured(num_neighbors=1).predict(train).scores.isfinite().all()
+    with pytest.raises(UsageError, match="coreset_sampling_ratio must stay as it is in a detector that was loaded"):
+        loaded.reconfigured(coreset_sampling_ratio=0.05)
+
+
+def test_several_banks_cost_one_search() -> None:
+    """Bank entries that are compared with patches, counted: all prefixes take no more than the largest alone."""
+    train = clouds(24, 0)
+    detector = fit(train, coreset_sampling_ratio=1.0)
+    configs = [dataclasses.replace(detector.config, coreset_sampling_ratio=ratio) for ratio in (1.0, 0.6, 0.3, 0.1)]
+    compared = []
+    for asked in (configs[:1], configs):
+        with torch.profiler.profile(record_shapes=True) as profile:
+            detector.measure(train[:1], asked)
+        shapes = [event.input_shapes for event in profile.events() if event.name == "aten::mm"]
+        compared.append(sum(second[1] for first, second in shapes if first[0] == 96))
+    assert compared == [24 * 96, 24 * 96]
+
+
 def test_sigma_and_neighbors_are_read_at_prediction() -> None:
     train, test = clouds(6, 0), clouds(2, 1)
     detector, other = fit(train, sigma=0.0, num_neighbors=1), fit(train, sigma=2.0, num_neighbors=5)

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from typing import Any
 
@@ -221,6 +222,25 @@ def test_nothing_begins_that_would_outlast_the_time() -> None:
     assert len(bench.rows) == 2, "what never began has no row"
 
 
+def test_nothing_is_tried_twice() -> None:
+    bench = Bench(("dfm",))
+    fixed = bench.spaces["dfm"].defaults()
+    bench.spaces["dfm"] = dataclasses.replace(
+        bench.spaces["dfm"],
+        parameters=tuple(
+            dataclasses.replace(parameter, type="fixed") if parameter.name != "pooling_kernel_size" else parameter
+            for parameter in bench.spaces["dfm"].parameters
+        ),
+    )
+    sizes = set()
+    while (job := bench.dispatcher.next_job("a")) is not None:
+        sizes.add(job.config["pooling_kernel_size"])
+        assert job.config == fixed | {"pooling_kernel_size": job.config["pooling_kernel_size"]}
+        bench.complete(0.5)
+    assert len(sizes) == len(bench.rows), "each once"
+    assert bench.dispatcher.finished, "and when nothing new is proposed the search ends"
+
+
 def test_trials_side_by_side_fit_into_memory() -> None:
     bench = Bench(("dfm",), memory=lambda algorithm, config: 3 * GIB)
     first = bench.job("a", node="one", memory=8 * GIB)
@@ -255,13 +275,12 @@ def test_out_of_memory_is_tried_again_once_and_alone() -> None:
 
 
 def test_a_resumed_search_counts_what_had_ended() -> None:
+    default = load_spaces(["dfm"])["dfm"].defaults()
+    ended = TrialRow(trial=0, algorithm="dfm", config={}, proposed=default, status="complete", seconds=5.0)
     known = [
-        TrialRow(
-            trial=0, algorithm="dfm", config=load_spaces(["dfm"])["dfm"].defaults(), status="complete", seconds=5.0,
-            validation=Metrics(image_auroc=0.8),
-        ),
+        ended.model_copy(update={"validation": Metrics(image_auroc=0.8)}),
         TrialRow(trial=1, algorithm="stfpm", config={}, status="stopped", seconds=5.0),
-    ]  # fmt: skip
+    ]
     bench = Bench(known=known, trials=2)
     bench.study.add_trials([optuna.create_trial(state=TrialState.FAIL)] * 2)
     bench.job()

@@ -111,10 +111,10 @@ def test_what_was_cut_off_is_tried_first_and_what_has_ended_not_again() -> None:
     first = [Suggestion("default", "dfm", dfm), Suggestion("default", "stfpm", stfpm)]
     sampled = dfm | {"stage": 1}
     rows = [
-        TrialRow(trial=0, algorithm="dfm", config=dfm, status="failed", origin="default"),
-        TrialRow(trial=1, algorithm="dfm", config=sampled, status="stopped"),
-        TrialRow(trial=2, algorithm="dfm", config=dfm | {"stage": 2}, status="stopped"),
-        TrialRow(trial=3, algorithm="dfm", config=dfm | {"stage": 2}, status="complete"),
+        TrialRow(trial=0, algorithm="dfm", config={}, proposed=dfm, status="failed", origin="default"),
+        TrialRow(trial=1, algorithm="dfm", config={}, proposed=sampled, status="stopped"),
+        TrialRow(trial=2, algorithm="dfm", config={}, proposed=dfm | {"stage": 2}, status="stopped"),
+        TrialRow(trial=3, algorithm="dfm", config={}, proposed=dfm | {"stage": 2}, status="complete"),
     ]
     assert outstanding(first, rows, SPACES) == [Suggestion("sampler", "dfm", sampled), first[1]]
     assert outstanding(first, [], SPACES) == first

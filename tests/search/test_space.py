@@ -92,7 +92,7 @@ def test_enqueued_defaults_are_suggested_exactly():
     for space in spaces.values():
         trial = study.ask()
         assert suggest_config(trial, spaces) == (space.algorithm, space.defaults())
-        searched = {f"{space.algorithm}.{item.name}" for item in space.parameters if item.type != "fixed"}
+        searched = {f"{space.algorithm}.{item.name}" for item in space.parameters if item.is_proposed}
         assert set(trial.params) == {"algorithm"} | searched
         study.tell(trial, 0.5)
 
@@ -117,6 +117,54 @@ def test_encoding_takes_what_came_back_from_json():
     assert TOY.encode({"patch_size": 3}) == {}
     with pytest.raises(UnknownNameError, match=r"unknown parameter of toy 'neighbours'\. Did you mean 'neighbors'\?"):
         TOY.encode({"neighbours": 2})
+
+
+# Sweeping
+
+
+def test_what_is_swept_is_kept_from_optuna_and_compared_around_its_default():
+    sigma = Parameter("sigma", "sweep", choices=(0.0, 2.0, 4.0, 8.0), default=4.0)
+    combine = Parameter("combine", "sweep", choices=("add", "multiply"), default="add")
+    ratio = Parameter("ratio", "float", 0.01, 0.25, log=True, fractions=(0.1, 0.5), default=0.1)
+    space = Space("toy", "", None, (sigma, combine, ratio, Parameter("size", "int", 1, 9, default=3)))
+    trial = create_study().ask()
+    config = space.suggest(trial)
+    assert trial.params.keys() == {"toy.ratio", "toy.size"}
+    assert (config["sigma"], config["combine"]) == (4.0, "add")
+    assert space.encode(config).keys() == trial.params.keys()
+    share = config["ratio"]
+    assert space.sweep(config) == {
+        "sigma": (4.0, 2.0, 8.0, 0.0),
+        "combine": ("add", "multiply"),
+        "ratio": (share, share * 0.5, share * 0.1),
+    }
+    assert space.sweep(config | {"sigma": 3.0})["sigma"] == (3.0, 0.0, 2.0, 4.0, 8.0), "a value from elsewhere"
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_packaged_spaces_sweep_all_that_a_fit_serves(name):
+    space, detector = load_spaces([name])[name], get_algorithm(name)
+    swept = space.sweep(space.defaults())
+    assert swept.keys() == {*detector.post_fit, *detector.reducible}
+    for key, values in swept.items():
+        for value in values:
+            detector.Config(**space.defaults() | {key: value})
+
+
+def test_a_file_may_search_or_fix_what_is_packaged_as_swept(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "algorithm: patchcore\nparameters:\n"
+        "  sigma: {type: float, low: 0, high: 8}\n"
+        "  num_neighbors: {type: sweep, choices: [1, 9]}\n"
+        "  coreset_sampling_ratio: {value: 0.02}\n"
+    )
+    space = load_spaces(["patchcore"], path)["patchcore"]
+    trial = create_study().ask()
+    config = space.suggest(trial)
+    assert "patchcore.sigma" in trial.params
+    assert space.sweep(config) == {"num_neighbors": (9, 1)}
+    assert config["coreset_sampling_ratio"] == 0.02
 
 
 # Backbones
@@ -183,6 +231,7 @@ def test_a_folder_overrides_several_and_any_config_field_may_be_named(tmp_path):
 # What is refused
 
 HEAD = "algorithm: patchcore\nparameters:\n"
+RATIO = "  coreset_sampling_ratio: {type: float, low: 0.01, high: 0.2, "
 
 
 @pytest.mark.parametrize(
@@ -259,6 +308,36 @@ HEAD = "algorithm: patchcore\nparameters:\n"
             3,
             "must be one of 'add', 'multiply'",
         ),
+        (
+            HEAD + "  patch_size: {type: sweep, choices: [1, 3]}\n",
+            3,
+            r"patch_size\.type: must not be sweep, for patch_s",
+        ),
+        (
+            HEAD + "  stages:\n    type: sweep\n    choices: [[2]]\n",
+            4,
+            r"prediction alone reads: num_neighbors, sigma\)",
+        ),
+        (HEAD + "  coreset_sampling_ratio: {type: sweep, choices: [0.1]}\n", 3, "use float with 'fractions'"),
+        ("algorithm: cflow\nparameters:\n  lr: {type: sweep, choices: [0.1]}\n", 3, r"reads: none\); use another"),
+        (HEAD + "  sigma: {type: sweep}\n", 3, "choices: must be given with type sweep"),
+        (
+            HEAD + "  sigma: {type: sweep, choices: [1.0, 2.0]}\n",
+            3,
+            r"default: must be one of \[1\.0, 2\.0\] but the al",
+        ),
+        (HEAD + "  sigma: {type: sweep, choices: [-1.0, 4.0]}\n", 3, r"-1\.0 will not do: .*sigma must be"),
+        (HEAD + "  sigma: {type: sweep, low: 0, high: 8}\n", 3, "low: does not go with type sweep"),
+        (
+            HEAD + "  sigma: {type: float, low: 0, high: 8, fractions: [0.5]}\n",
+            3,
+            r"fractions: goes only with what .*\(",
+        ),
+        (HEAD + "  num_neighbors: {type: int, low: 1, high: 9, fractions: [0.5]}\n", 3, "fractions: does not go with"),
+        (HEAD + RATIO + "fractions: []}\n", 3, "fractions: must be a list of at least one number"),
+        (HEAD + RATIO + "fractions: [1.0]}\n", 3, "fractions: must be greater than 0 and less than 1 but got 1"),
+        (HEAD + RATIO + "fractions: [x]}\n", 3, "fractions: must be a number but got 'x'"),
+        (HEAD + RATIO + "fractions: [0.5, 0.5]}\n", 3, r"fractions: must differ from each other but 0\.5 stands"),
         ("algorithm: [patchcore\n", 2, "a search space must be YAML but"),
         ("algorithm: patchcore\n\thelp: x\n", 2, "a search space must be YAML but"),
         ("algorithm: patchcore\n---\nalgorithm: cflow\n", 2, "a search space must be YAML but"),

@@ -23,7 +23,8 @@ def row(number: int, status: str, value: float | None = None, **more: object) ->
         {
             "trial": number,
             "algorithm": "dfm",
-            "config": SPACES["dfm"].defaults() | {"stage": 2},
+            "proposed": SPACES["dfm"].defaults() | {"stage": 2},
+            "config": {},
             "status": status,
             "validation": {"image_auroc": value},
             **more,
@@ -40,7 +41,8 @@ def test_what_is_given_is_kept_and_the_rest_sampled() -> None:
         seen.add(config["stage"])
         proposer.tell(trial, row(trial.number, "complete"), 0.5)
     assert len(seen) > 1
-    assert {proposer.ask(None, {})[1] for _ in range(12)} == {"dfm", "stfpm"}
+    _, fresh = study_and_proposer()
+    assert {fresh.ask(None, {})[1] for _ in range(12)} == {"dfm", "stfpm"}
 
 
 def test_the_study_is_brought_in_line_with_the_rows() -> None:

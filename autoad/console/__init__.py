@@ -1,0 +1,19 @@
+"""What people see: tables on stdout, the progress of a search on stderr."""
+
+from __future__ import annotations
+
+from autoad.console._streams import err, out
+from autoad.console._text import short_config
+from autoad.console.listener import ConsoleListener
+from autoad.console.tables import leaderboard_table, print_result, print_scores, searches_table
+
+__all__ = [
+    "ConsoleListener",
+    "err",
+    "leaderboard_table",
+    "out",
+    "print_result",
+    "print_scores",
+    "searches_table",
+    "short_config",
+]

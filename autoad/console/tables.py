@@ -1,0 +1,155 @@
+"""Results as tables on stdout."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from autoad.console._streams import out
+from autoad.console._text import duration, number, short_config
+from autoad.schema import ScoredPicture, SearchEntry, SearchResult, TrialRow
+
+__all__ = ["leaderboard_table", "print_result", "print_scores", "searches_table"]
+
+
+def leaderboard_table(rows: Sequence[TrialRow], top: int | None = None) -> Table:
+    """The leaderboard, best first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("", "trial", "algorithm", "image AUROC", "pixel AUROC", "AUPRO", "ms", "s", "epochs", "config"):
+        text = title in {"algorithm", "config"}
+        width = {"algorithm": 20, "epochs": 9, "": 3}.get(title, max(5, len(title)))
+        table.add_column(title, justify="left" if text else "right", no_wrap=True, min_width=width)
+    for place, row in enumerate(rows[:top], start=1):
+        epochs = "" if row.epochs_done is None else f"{row.epochs_done}{' (time)' if row.budget_limited else ''}"
+        what = (
+            short_config(row) if row.status == "complete" else f"{row.status}: {row.reason or 'beside better trials'}"
+        )
+        table.add_row(
+            str(place),
+            str(row.trial),
+            row.algorithm,
+            number(row.validation.image_auroc),
+            number(row.validation.pixel_auroc),
+            number(row.validation.aupro),
+            number(row.latency_ms, 0),
+            number(row.seconds, 1),
+            epochs,
+            what,
+            style=None if row.status == "complete" else "dim",
+        )
+    return table
+
+
+def _interval(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
+        return "not computable"
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def print_result(result: SearchResult, *, top: int = 15) -> None:
+    """A search's leaderboard and champion."""
+    dataset = result.dataset
+    counts = ", ".join(f"{count} {name}" for name, count in dataset.counts.items())
+    out.print(f"{result.name}  {dataset.path} ({counts}), {duration(result.seconds)}, {result.engine}")
+    out.print(f"evidence: {result.evidence}; ranked by {result.objective} on {_roles(dataset.roles['selection'])}")
+    for note in result.notes:
+        out.print(f"note: {note}", style="yellow")
+    out.print()
+    out.print(leaderboard_table(result.leaderboard, top))
+    if len(result.leaderboard) > top:
+        out.print(
+            f"... and {len(result.leaderboard) - top} more: autoad leaderboard {result.name} --top 0", style="dim"
+        )
+    champion = result.champion
+    if champion is None:
+        out.print(f"\nno champion (search {result.status})")
+        return
+    test, default = champion.test, champion.default_patchcore
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"test: {_roles(dataset.roles['test'])}")
+    for title in ("image AUROC", "pixel AUROC", "AUPRO"):
+        table.add_column(title, no_wrap=True)
+    for title, metrics in (
+        (f"champion ({champion.algorithm}, trial {champion.trial})", test),
+        ("default PatchCore", default),
+    ):
+        if metrics is None:
+            continue
+        table.add_row(
+            title,
+            _interval(metrics.image_auroc, metrics.image_auroc_low, metrics.image_auroc_high),
+            _interval(metrics.pixel_auroc, metrics.pixel_auroc_low, metrics.pixel_auroc_high),
+            _interval(metrics.aupro, metrics.aupro_low, metrics.aupro_high),
+        )
+    for defect, its in test.by_defect.items():
+        table.add_row(f"  {defect}", *(number(value) for value in (its.image_auroc, its.pixel_auroc, its.aupro)))
+    out.print()
+    out.print(table)
+    if champion.difference is not None:
+        d = champion.difference
+        out.print(f"difference in image AUROC: {d.image_auroc:+.3f} [{d.low:+.3f}, {d.high:+.3f}] (paired, 95 %)")
+    realised = "" if test.false_positive_rate is None else f"; on the test pictures {test.false_positive_rate:.1%}"
+    promised = f"at most {champion.false_positive_rate:.1%} of good pictures above"
+    out.print(f"threshold {champion.threshold:.4g}: {promised}{realised}")
+    if (speed := champion.speed) is not None:
+        out.print(
+            f"speed: {speed.latency_ms:.0f} ms a picture, {speed.pictures_per_second:.0f} pictures/s, "
+            f"{speed.peak_memory_mb:.0f} MB"
+        )
+    out.print(f"model: {champion.model}")
+    out.print(f"score pictures with: autoad score {result.name} PICTURE...", style="bold")
+
+
+def _roles(counts: dict[str, int]) -> str:
+    return f"{counts['good']} good and {counts['defective']} defective pictures"
+
+
+def print_scores(scored: Sequence[ScoredPicture]) -> None:
+    """Verdicts, one picture a line."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("picture", "verdict", "normalised", "raw score", "regions (x, y, width, height)", "heatmap"):
+        table.add_column(title, justify="right" if title in {"normalised", "raw score"} else "left", overflow="fold")
+    for picture in scored:
+        regions = (
+            ""
+            if picture.regions is None
+            else "; ".join(f"{r.x}, {r.y}, {r.width}, {r.height}" for r in picture.regions[:3])
+        )
+        table.add_row(
+            picture.picture,
+            Text("ANOMALOUS", "bold red") if picture.is_anomalous else Text("good", "green"),
+            f"{picture.normalized_score:.3f}",
+            f"{picture.score:.5g}",
+            regions,
+            picture.heatmap or "",
+        )
+    out.print(table)
+
+
+def searches_table(entries: Sequence[SearchEntry]) -> Table:
+    """Searches, one a line, in the order given; of the dataset's path only the end."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for title in ("name", "id", "status", "trials", "best", "champion", "started", "time", "dataset"):
+        right = title in {"trials", "best", "time"}
+        width = 8 if title in {"name", "dataset"} else None
+        table.add_column(title, justify="right" if right else "left", no_wrap=True, min_width=width)
+    this_year = datetime.datetime.now().astimezone().year
+    for entry in entries:
+        style = {"lost": "red", "failed": "red", "running": "green"}.get(entry.status, "")
+        started, dataset = entry.started.astimezone(), Path(entry.dataset)
+        table.add_row(
+            entry.name,
+            entry.search_id,
+            Text(entry.status, style),
+            str(entry.trials),
+            number(entry.best),
+            entry.champion or "-",
+            started.strftime("%d %b %H:%M" if started.year == this_year else "%d %b %Y"),
+            duration(entry.seconds),
+            dataset.name if not dataset.suffix else f"{dataset.parent.name}/{dataset.name}",
+        )
+    return table

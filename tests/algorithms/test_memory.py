@@ -1,0 +1,58 @@
+"""What a detector takes, measured in processes of their own, beside what it says that it will take."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoad.algorithms import ALGORITHMS
+
+CASES: list[tuple[str, dict[str, Any], int]] = [
+    ("patchcore", {"image_size": 128, "coreset_sampling_ratio": 0.25}, 64),
+    ("patchcore", {"image_size": 256, "coreset_sampling_ratio": 0.05}, 32),
+    ("padim", {"image_size": 256, "n_features": 60}, 10),
+    ("padim", {"image_size": 128, "n_features": 150}, 40),
+    ("dfm", {"image_size": 256, "pooling_kernel_size": 1, "stage": 2}, 96),
+    ("dfm", {"image_size": 256, "pooling_kernel_size": 4, "stage": 1}, 160),
+    ("dfkde", {"image_size": 256, "stages": [1, 2]}, 48),
+    ("dfkde", {"image_size": 256, "stages": [1]}, 64),
+    ("ganomaly", {"image_size": 64, "n_features": 32, "epochs": 1}, 32),
+    ("ganomaly", {"image_size": 96, "n_features": 48, "epochs": 1}, 16),
+    ("cflow", {"image_size": 128, "stages": [2, 3], "epochs": 1}, 8),
+    ("cflow", {"image_size": 256, "stages": [2], "fiber_batch_size": 4096, "epochs": 1}, 4),
+    ("stfpm", {"image_size": 128, "epochs": 1}, 4),
+    ("stfpm", {"image_size": 256, "epochs": 1}, 4),
+    ("reverse_distillation", {"image_size": 128, "batch_size": 8, "epochs": 1}, 8),
+    ("reverse_distillation", {"image_size": 256, "batch_size": 4, "epochs": 1}, 4),
+]
+"""Algorithm, configuration, pictures."""
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, dict[str, float]]:
+    """By case: MiB that fitting and predicting took, and were said to take."""
+    script = Path(__file__).with_name("_measure_memory.py")
+    done = subprocess.run(
+        [sys.executable, str(script)], input=json.dumps(CASES), capture_output=True, text=True, check=True, timeout=300
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {json.dumps(case): line for case, line in zip(CASES, lines, strict=True)}
+
+
+def test_every_algorithm_is_measured_at_two_sizes() -> None:
+    assert sorted(name for name, _, _ in CASES) == sorted(2 * ALGORITHMS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]['image_size']}")
+@pytest.mark.parametrize("what", ["fit", "predict"])
+def test_what_is_predicted_is_what_is_taken(
+    case: tuple[str, dict[str, Any], int], what: str, measured: dict[str, dict[str, float]]
+) -> None:
+    found = measured[json.dumps(case)]
+    assert found["inputs"] > 0
+    assert 0.5 <= found[f"{what}_predicted"] / found[what] <= 2.0, found
