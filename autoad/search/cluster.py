@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import autoad
@@ -54,6 +54,7 @@ __all__ = [
     "offer_files",
 ]
 
+_logger = logging.getLogger(__name__)
 _TRIALS_PER_GPU = 4
 _ANSWER_SECONDS = 60.0
 _CONNECT_SECONDS = 5.0
@@ -125,6 +126,7 @@ def local_ray(workers: LocalWorkers) -> Iterator[None]:
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    _keep_off_stdout()
     try:
         ray.init(
             address="local",
@@ -165,6 +167,7 @@ def join_ray(address: str, *, backbones: Iterable[str], cuda: bool, alone: bool)
     Raises:
         UsageError: the cluster cannot be reached or refuses, or a node lacks what trials need.
     """
+    _keep_off_stdout()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (RayError, RuntimeError, OSError, ValueError) as error:
@@ -291,9 +294,8 @@ class Death:
     reason: str
 
 
-def explain_death(error: BaseException | None) -> Death:
-    """What became of a worker whose trial ended with ``error``."""
-    text = str(error) if isinstance(error, RayActorError) else ""
+def explain_death(text: str) -> Death:
+    """What became of a worker, from what Ray says of it."""
     found = re.search(r"^\s*ip: (\S+)", text, re.MULTILINE)
     address = found[1] if found else None
     nodes = [node for node in ray.nodes() if node["NodeManagerAddress"] == address] if address else []
@@ -303,6 +305,15 @@ def explain_death(error: BaseException | None) -> Death:
         return Death(name, True, f"the node {name} was lost (it died or was cut off)")
     where = f" on node {name}" if name else ""
     return Death(name, False, f"its process died{where}, most likely out of memory")
+
+
+def _keep_off_stdout() -> None:
+    """Log what Ray says of nodes and workers; it prints that where only results belong, whatever ``log_to_driver``."""
+
+    def log(data: Mapping[str, Any], **_: object) -> None:
+        _logger.info("\n".join(data["lines"]))
+
+    ray._private.worker.print_to_stdstream = log
 
 
 def _keeping(fetch: Source, kept: FileStore) -> Source:

@@ -164,11 +164,11 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
         if worker not in self._dispatcher.running():
             self._fruitless += 1
             if self._fruitless > _FRUITLESS_STARTS * max(1, self._places()):
-                reason = explain_death(trial.get_pickled_error()).reason
+                reason = _what_happened(trial)
                 self.error = StateError(f"no worker process comes up: {reason}")
             return
         try:
-            self._dispatcher.lost(worker, explain_death(trial.get_pickled_error()).reason)
+            self._dispatcher.lost(worker, _what_happened(trial))
         except AutoADError as error:
             self.error = error
 
@@ -178,7 +178,8 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
         for worker in self._dispatcher.overdue():
             self._kill(worker)
         if self.error is None and not self.interrupted and not self._dispatcher.overran(_OVERRUN):
-            return False
+            # A worker that waits for a machine that has gone will never answer, and must not keep the search up.
+            return self.over and not self._dispatcher.running()
         for worker in list(self._actors):
             self._kill(worker)
         return True
@@ -191,6 +192,15 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
         actor = self._actors.pop(worker, None)
         if actor is not None:
             ray.kill(actor)
+
+
+def _what_happened(trial: Any) -> str:
+    """Why a worker died; Tune tells its scheduler only through a file."""
+    try:
+        said = Path(trial.error_file).read_text()
+    except (OSError, TypeError):  # the disk is full, or Tune had no folder for it
+        said = ""
+    return explain_death(said).reason
 
 
 def _row_update(report: TrialReport) -> dict[str, Any]:
