@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import optuna
 
 from autoad.algorithms import get_algorithm
-from autoad.schema import Objective, Origin, TrialRow
+from autoad.schema import Metrics, Objective, Origin, TrialRow
 from autoad.search.budget import Budget
 from autoad.search.cost import CostModel
 from autoad.search.ladders import AlgorithmLadders
@@ -106,6 +106,8 @@ class _Running:
     deadline: float
     alone: bool = False
     attempts: int = 1
+    had_all: bool = False
+    reported: set[int] = dataclasses.field(default_factory=set)
 
 
 class Dispatcher:
@@ -226,10 +228,13 @@ class Dispatcher:
         now = self._budget.elapsed
         expected = self._expected(running.row.algorithm, running.row.proposed)
         running.began, running.deadline = now, now + _LOADING * self._budget.trial_timeout()
+        running.had_all = not neighbours
         running.row = running.row.model_copy(
             update={
                 "node": node,
                 "attempts": running.attempts,
+                "validation": Metrics(),  # what an earlier attempt had reached is void
+                "epochs_done": None,
                 "started_after": round(now, 3),
                 "predicted_seconds": None if expected is None else round(expected, 3),
             }
@@ -275,11 +280,11 @@ class Dispatcher:
         if final:
             self._close(worker, "complete", objective)
             return False
-        row = running.row
-        running.trial.report(objective, row.epochs_done or 0)
-        if self._strategy.ladders and not self._ladders.goes_on(
-            row.trial, row.algorithm, objective, row.epochs_done or 0
-        ):
+        row, epochs = running.row, running.row.epochs_done or 0
+        if epochs not in running.reported:  # by an earlier attempt, which Optuna remembers
+            running.reported.add(epochs)
+            running.trial.report(objective, epochs)
+        if self._strategy.ladders and not self._ladders.goes_on(row.trial, row.algorithm, objective, epochs):
             self._close(worker, "pruned", objective)
             return False
         self._commit(row)
@@ -287,9 +292,9 @@ class Dispatcher:
         return True
 
     def failed(self, worker: str, reason: str, *, out_of_memory: bool = False) -> None:
-        """The worker's trial cannot be carried out; one that ran out of memory gets another chance, alone."""
+        """The worker's trial cannot be carried out; one that ran out of shared memory gets another chance, alone."""
         running = self._running[worker]
-        if out_of_memory and running.attempts < _ATTEMPTS:
+        if out_of_memory and running.attempts < _ATTEMPTS and not running.had_all:
             self._try_again(worker, alone=True)
         else:
             self._close(worker, "failed", None, reason=reason)

@@ -155,6 +155,18 @@ def test_every_end_leaves_a_row_with_its_reason_and_nothing_running() -> None:
     assert bench.rows[2].epochs_done == 3
 
 
+def test_another_attempt_begins_from_nothing() -> None:
+    bench = Bench(("stfpm",))
+    bench.job("a")
+    assert bench.report(0.9, "a", epochs=3)
+    bench.dispatcher.lost("a", "its process died")
+    bench.job("b")
+    assert (bench.rows[0].validation, bench.rows[0].epochs_done) == (Metrics(), None)
+    assert bench.report(0.8, "b", epochs=3), "nor is Optuna told the same epoch twice, of which it would warn"
+    bench.complete(0.7, "b", epochs=5)
+    assert bench.study.trials[0].intermediate_values == {3: 0.9}
+
+
 def test_without_ladders_nothing_is_pruned() -> None:
     bench = Bench(("stfpm",), strategy=Strategy(ladders=False))
     for worker in "123":
@@ -272,6 +284,9 @@ def test_out_of_memory_is_tried_again_once_and_alone() -> None:
     assert bench.dispatcher.next_job("b", node="one") is None, "the first is to be alone"
     bench.dispatcher.failed("a", "out of memory", out_of_memory=True)
     assert (bench.rows[0].status, bench.rows[0].attempts) == ("failed", 2)
+    bench.job("a", node="one")
+    bench.dispatcher.failed("a", "out of memory", out_of_memory=True)
+    assert (bench.rows[2].status, bench.rows[2].attempts) == ("failed", 1), "it had all that there is"
 
 
 def test_a_resumed_search_counts_what_had_ended() -> None:
