@@ -229,6 +229,8 @@ class Dispatcher:
         expected = self._expected(running.row.algorithm, running.row.proposed)
         running.began, running.deadline = now, now + _LOADING * self._budget.trial_timeout()
         running.had_all = not neighbours
+        for neighbour in neighbours:
+            neighbour.had_all = False
         running.row = running.row.model_copy(
             update={
                 "node": node,
