@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 import time
 from collections import Counter
@@ -32,10 +31,11 @@ parameters:
 def bed(testbed: Testbed) -> Iterator[Testbed]:
     """The machines, with no state and with the head alone in the cluster."""
     (testbed.head.root / "space.yaml").write_text(SPACE)
-    # Another picture under the name of one of the driver's.
-    decoy = testbed.node.root / "pictures" / "train" / "good" / "000.png"
-    decoy.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(testbed.head.root / "pictures" / "test" / "hole" / "000.png", decoy)
+    # Another picture under the name of each of the driver's.
+    for path in (testbed.head.root / "pictures").rglob("*.png"):
+        decoy = testbed.node.root / path.relative_to(testbed.head.root)
+        decoy.parent.mkdir(parents=True, exist_ok=True)
+        decoy.write_bytes(path.read_bytes() + b"decoy")
     yield testbed
     testbed.clear()
 
@@ -121,8 +121,9 @@ def lose_a_joined_node(bed: Testbed) -> None:
     result = finish(search)
     check(bed, result)
     assert {row["node"] for row in result["leaderboard"]} <= {"head", "node"}
-    truth = hashes(bed.head.root / "pictures" / "train")
-    assert fetched(bed.node) >= truth - hashes(bed.node.root / "pictures"), "the node's decoy was taken for a picture"
+    used = {key for path in shards(bed.node) for key in Shard.open(path.parent).rows}
+    assert used <= hashes(bed.head.root / "pictures"), "the node's decoys were taken for pictures"
+    assert used < fetched(bed.node) <= hashes(bed.head.root / "pictures"), "pictures, and masks besides"
     assert not fetched(bed.head), "the driver's node has the pictures already"
 
 
