@@ -163,3 +163,12 @@ def test_a_search_survives_the_loss_of_a_node(bed: Testbed, fault: str) -> None:
 @pytest.mark.parametrize("fault", list(FAULTS))
 def test_a_search_survives_every_time(bed: Testbed, fault: str, time: int) -> None:
     FAULTS[fault](bed)
+
+
+@pytest.mark.faults
+def test_a_cluster_that_refuses_the_token_says_so(bed: Testbed) -> None:
+    search = start_search(bed, RAY_AUTH_TOKEN="0" * 64, RAY_NUM_REDIS_GET_RETRIES="2")
+    code, out, err = search.end(60)
+    assert (code, out) == (2, "")
+    assert f"the Ray cluster {bed.address} refuses the token" in err
+    assert not [row for row in bed.rows() if row["status"] == "running"]
