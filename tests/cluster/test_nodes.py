@@ -16,7 +16,6 @@ import pytest
 from autoad.features.shard import Shard
 from tests.cluster.conftest import Node, Started, Testbed, wait_for
 
-TRIALS = 12
 SPACE = """
 algorithm: stfpm
 epochs: 100
@@ -45,10 +44,10 @@ def shards(node: Node) -> list[Path]:
     return sorted((node.root / "state" / "features").glob("*/*/[!.]*/rows.jsonl"))
 
 
-def start_search(bed: Testbed, **environment: str) -> Started:
+def start_search(bed: Testbed, trials: int, **environment: str) -> Started:
     return bed.head.start(
         *(sys.executable, "-m", "autoad.cli", "search", "--data", "/tmp/pictures", "--name", "two", "--json"),
-        *("--trials", TRIALS, "--algorithms", "stfpm", "--space", "/tmp/space.yaml", "--max-epochs", 12),
+        *("--trials", trials, "--algorithms", "stfpm", "--space", "/tmp/space.yaml", "--max-epochs", 12),
         *("--address", bed.address),
         **environment,
     )
@@ -80,12 +79,12 @@ def until_tried_again(bed: Testbed, search: Started, database_url: str = "") -> 
     wait_for("another attempt", tried_again)
 
 
-def check(bed: Testbed, result: dict[str, Any]) -> None:
+def check(bed: Testbed, result: dict[str, Any], trials: int) -> None:
     """Nothing lost, nothing repeated but what was lost, and features computed once on each node."""
     rows = sorted(result["leaderboard"], key=lambda row: int(row["trial"]))
-    assert [row["trial"] for row in rows] == list(range(TRIALS))
+    assert [row["trial"] for row in rows] == list(range(trials))
     assert {row["status"] for row in rows} <= {"complete", "pruned"}, [(row["status"], row["reason"]) for row in rows]
-    assert Counter(row["attempts"] for row in rows) == {1: TRIALS - 1, 2: 1}
+    assert Counter(row["attempts"] for row in rows) == {1: trials - 1, 2: 1}
     assert result["champion"] is not None
     for node in (bed.head, bed.node):
         computed: Counter[tuple[Path, str, str]] = Counter()
@@ -109,7 +108,7 @@ def hashes(folder: Path) -> set[str]:
 
 def lose_a_joined_node(bed: Testbed) -> None:
     """Files from the driver's node, rows in SQLite: a node joins a search that runs, works, and is killed."""
-    search = start_search(bed)
+    search = start_search(bed, 11)
     until_working(bed, search, bed.head)
     bed.join()
     until_working(bed, search, bed.node)
@@ -119,7 +118,7 @@ def lose_a_joined_node(bed: Testbed) -> None:
     until_tried_again(bed, search)
     print(f"\nkilled node: its trial was begun again after {time.monotonic() - lost:.1f} s")
     result = finish(search)
-    check(bed, result)
+    check(bed, result, 11)
     assert {row["node"] for row in result["leaderboard"]} <= {"head", "node"}
     used = {key for path in shards(bed.node) for key in Shard.open(path.parent).rows}
     assert used <= hashes(bed.head.root / "pictures"), "the node's decoys were taken for pictures"
@@ -132,14 +131,14 @@ def cut_off_a_node(bed: Testbed) -> None:
     bucket = f"files-{time.monotonic_ns()}"
     bed.make_bucket(bucket)
     bed.join()
-    search = start_search(bed, AUTOAD_FILES_URL=f"s3://{bucket}/autoad", AUTOAD_DATABASE_URL=bed.database_url)
+    search = start_search(bed, 5, AUTOAD_FILES_URL=f"s3://{bucket}/autoad", AUTOAD_DATABASE_URL=bed.database_url)
     until_working(bed, search, bed.head, bed.node, database_url=bed.database_url)
     cut = time.monotonic()
     bed.cut()
     until_tried_again(bed, search, bed.database_url)
     print(f"\nnode cut off: its trial was begun again after {time.monotonic() - cut:.1f} s")
     result = finish(search)
-    check(bed, result)
+    check(bed, result, 5)
     keys = bed.objects(bucket)
     names = [key.rpartition("/")[2] for key in keys]
     assert all(key == f"autoad/default/pictures/{name[:2]}/{name}" for key, name in zip(keys, names, strict=True))
@@ -167,7 +166,7 @@ def test_a_search_survives_every_time(bed: Testbed, fault: str, time: int) -> No
 
 @pytest.mark.faults
 def test_a_cluster_that_refuses_the_token_says_so(bed: Testbed) -> None:
-    search = start_search(bed, RAY_AUTH_TOKEN="0" * 64, RAY_NUM_REDIS_GET_RETRIES="2")
+    search = start_search(bed, 1, RAY_AUTH_TOKEN="0" * 64, RAY_NUM_REDIS_GET_RETRIES="2")
     code, out, err = search.end(60)
     assert (code, out) == (2, "")
     assert f"the Ray cluster {bed.address} refuses the token" in err
