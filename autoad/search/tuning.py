@@ -63,8 +63,8 @@ class WorkerActor(tune.Trainable):  # type: ignore[misc]
         except AutoADError as error:
             self._unfit = str(error)
 
-    def assign(self, job: Job) -> None:
-        """Take another job; what was under way is dropped."""
+    def assign(self, job: Job | None) -> None:
+        """Take another job, or none for now; what was under way is dropped."""
         self._job, self._reports = job, None
 
     def step(self) -> dict[str, Any]:
@@ -153,6 +153,7 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
         job = self._dispatcher.next_job(worker, node, self._memory.get(node))
         if job is not None:
             self._fruitless = 0
+        if job is not None or "report" in result:  # a trial that fell behind must not be gone on with
             # A worker's calls are carried out in order, so this comes before the step that Tune asks for next.
             self._actors[worker].assign.remote(job)
         return str(TrialScheduler.CONTINUE)

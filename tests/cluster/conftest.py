@@ -104,7 +104,9 @@ class Node:
     def command(self, *command: object, **environment: str) -> tuple[list[str], dict[str, str]]:
         """What runs a command on this node, and the environment to run it in."""
         entered = ["nsenter", "-t", str(self.pid), "--net", "--mount", "--uts", "--ipc", "--pid", *map(str, command)]
-        return entered, os.environ | self.environment | environment
+        # Importing autoad.search sets variables for a Ray on one machine.
+        mine = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_", "AUTOAD_"))}
+        return entered, mine | self.environment | environment
 
     def run(self, *command: object, **environment: str) -> str:
         """Run a command on this node to its end."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 import time
 from collections import Counter
@@ -17,7 +16,6 @@ import pytest
 from autoad.features.shard import Shard
 from tests.cluster.conftest import Node, Started, Testbed, wait_for
 
-TRIALS = 12
 SPACE = """
 algorithm: stfpm
 epochs: 100
@@ -32,10 +30,11 @@ parameters:
 def bed(testbed: Testbed) -> Iterator[Testbed]:
     """The machines, with no state and with the head alone in the cluster."""
     (testbed.head.root / "space.yaml").write_text(SPACE)
-    # Another picture under the name of one of the driver's.
-    decoy = testbed.node.root / "pictures" / "train" / "good" / "000.png"
-    decoy.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(testbed.head.root / "pictures" / "test" / "hole" / "000.png", decoy)
+    # Another picture under the name of each of the driver's.
+    for path in (testbed.head.root / "pictures").rglob("*.png"):
+        decoy = testbed.node.root / path.relative_to(testbed.head.root)
+        decoy.parent.mkdir(parents=True, exist_ok=True)
+        decoy.write_bytes(path.read_bytes() + b"decoy")
     yield testbed
     testbed.clear()
 
@@ -45,10 +44,10 @@ def shards(node: Node) -> list[Path]:
     return sorted((node.root / "state" / "features").glob("*/*/[!.]*/rows.jsonl"))
 
 
-def start_search(bed: Testbed, **environment: str) -> Started:
+def start_search(bed: Testbed, trials: int, **environment: str) -> Started:
     return bed.head.start(
         *(sys.executable, "-m", "autoad.cli", "search", "--data", "/tmp/pictures", "--name", "two", "--json"),
-        *("--trials", TRIALS, "--algorithms", "stfpm", "--space", "/tmp/space.yaml", "--max-epochs", 12),
+        *("--trials", trials, "--algorithms", "stfpm", "--space", "/tmp/space.yaml", "--max-epochs", 12),
         *("--address", bed.address),
         **environment,
     )
@@ -80,12 +79,12 @@ def until_tried_again(bed: Testbed, search: Started, database_url: str = "") -> 
     wait_for("another attempt", tried_again)
 
 
-def check(bed: Testbed, result: dict[str, Any]) -> None:
+def check(bed: Testbed, result: dict[str, Any], trials: int) -> None:
     """Nothing lost, nothing repeated but what was lost, and features computed once on each node."""
     rows = sorted(result["leaderboard"], key=lambda row: int(row["trial"]))
-    assert [row["trial"] for row in rows] == list(range(TRIALS))
+    assert [row["trial"] for row in rows] == list(range(trials))
     assert {row["status"] for row in rows} <= {"complete", "pruned"}, [(row["status"], row["reason"]) for row in rows]
-    assert Counter(row["attempts"] for row in rows) == {1: TRIALS - 1, 2: 1}
+    assert Counter(row["attempts"] for row in rows) == {1: trials - 1, 2: 1}
     assert result["champion"] is not None
     for node in (bed.head, bed.node):
         computed: Counter[tuple[Path, str, str]] = Counter()
@@ -109,7 +108,7 @@ def hashes(folder: Path) -> set[str]:
 
 def lose_a_joined_node(bed: Testbed) -> None:
     """Files from the driver's node, rows in SQLite: a node joins a search that runs, works, and is killed."""
-    search = start_search(bed)
+    search = start_search(bed, 11)
     until_working(bed, search, bed.head)
     bed.join()
     until_working(bed, search, bed.node)
@@ -119,10 +118,11 @@ def lose_a_joined_node(bed: Testbed) -> None:
     until_tried_again(bed, search)
     print(f"\nkilled node: its trial was begun again after {time.monotonic() - lost:.1f} s")
     result = finish(search)
-    check(bed, result)
+    check(bed, result, 11)
     assert {row["node"] for row in result["leaderboard"]} <= {"head", "node"}
-    truth = hashes(bed.head.root / "pictures" / "train")
-    assert fetched(bed.node) >= truth - hashes(bed.node.root / "pictures"), "the node's decoy was taken for a picture"
+    used = {key for path in shards(bed.node) for key in Shard.open(path.parent).rows}
+    assert used <= hashes(bed.head.root / "pictures"), "the node's decoys were taken for pictures"
+    assert used < fetched(bed.node) <= hashes(bed.head.root / "pictures"), "pictures, and masks besides"
     assert not fetched(bed.head), "the driver's node has the pictures already"
 
 
@@ -131,14 +131,14 @@ def cut_off_a_node(bed: Testbed) -> None:
     bucket = f"files-{time.monotonic_ns()}"
     bed.make_bucket(bucket)
     bed.join()
-    search = start_search(bed, AUTOAD_FILES_URL=f"s3://{bucket}/autoad", AUTOAD_DATABASE_URL=bed.database_url)
+    search = start_search(bed, 5, AUTOAD_FILES_URL=f"s3://{bucket}/autoad", AUTOAD_DATABASE_URL=bed.database_url)
     until_working(bed, search, bed.head, bed.node, database_url=bed.database_url)
     cut = time.monotonic()
     bed.cut()
     until_tried_again(bed, search, bed.database_url)
     print(f"\nnode cut off: its trial was begun again after {time.monotonic() - cut:.1f} s")
     result = finish(search)
-    check(bed, result)
+    check(bed, result, 5)
     keys = bed.objects(bucket)
     names = [key.rpartition("/")[2] for key in keys]
     assert all(key == f"autoad/default/pictures/{name[:2]}/{name}" for key, name in zip(keys, names, strict=True))
@@ -162,3 +162,12 @@ def test_a_search_survives_the_loss_of_a_node(bed: Testbed, fault: str) -> None:
 @pytest.mark.parametrize("fault", list(FAULTS))
 def test_a_search_survives_every_time(bed: Testbed, fault: str, time: int) -> None:
     FAULTS[fault](bed)
+
+
+@pytest.mark.faults
+def test_a_cluster_that_refuses_the_token_says_so(bed: Testbed) -> None:
+    search = start_search(bed, 1, RAY_AUTH_TOKEN="0" * 64, RAY_NUM_REDIS_GET_RETRIES="2")
+    code, out, err = search.end(60)
+    assert (code, out) == (2, "")
+    assert f"the Ray cluster {bed.address} refuses the token" in err
+    assert not [row for row in bed.rows() if row["status"] == "running"]
