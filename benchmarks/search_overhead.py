@@ -9,6 +9,10 @@ replaced by ``sleep``.
 
 from __future__ import annotations
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # as in a worker, and before NumPy is imported
+
 import argparse
 import dataclasses
 import statistics
