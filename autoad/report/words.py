@@ -307,11 +307,11 @@ def repeat_command(request: Mapping[str, Any], seed: int) -> str | None:
     parts = ["autoad", "search", "--data", str(request["data"]), "--seed", str(seed)]
     for field in dataclasses.fields(SearchRequest):
         value = request.get(field.name)
-        if field.name in {"data", "seed", "name"} or value in (None, "", [], (), False) or value == field.default:
+        if field.name in {"data", "seed", "name"} or value in (None, "", [], ()) or value == field.default:
             continue
         option = "--time" if field.name == "seconds" else f"--{field.name.replace('_', '-')}"
-        if value is True:
-            parts.append(option)
+        if isinstance(value, bool):
+            parts.append(option if value else option.replace("--", "--no-", 1))
             continue
         if isinstance(value, list | tuple):
             value = ",".join(map(str, value))

@@ -46,6 +46,8 @@ class SearchRequest:
         name: of the search and its model; empty for the dataset's name and the date.
         space: file or folder of search spaces that override the packaged ones.
         deterministic: one worker and no decision by the clock, so that the same call gives the same leaderboard.
+        warm_start: whether to try, after the defaults, what searches of similar pictures found; never in a
+            deterministic search.
         max_epochs: lowers the search spaces' ceilings of epochs.
         address: ``HOST:PORT`` of a running Ray cluster to search on; empty for this machine alone.
         false_positive_rate: for the threshold; None for 5 %, or the smallest that the pictures allow.
@@ -62,6 +64,7 @@ class SearchRequest:
     name: str = ""
     space: Path | None = None
     deterministic: bool = False
+    warm_start: bool = True
     max_epochs: int | None = None
     false_positive_rate: float | None = None
     patience: int | None = None

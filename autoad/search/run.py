@@ -37,6 +37,7 @@ from autoad.search.space import load_spaces
 from autoad.search.study import Proposer, study_storage
 from autoad.search.trial import TrialTask
 from autoad.search.tuning import run_trials
+from autoad.search.warm_start import warm_start
 from autoad.settings import Settings, get_settings
 
 __all__ = ["SearchListener", "load_result", "resume_search", "run_search"]
@@ -337,10 +338,14 @@ def _search(
     folder = settings.searches_dir / search_id
     folder.mkdir(parents=True, exist_ok=True)
     _store_dataset(plan, folder)
-    interrupted = _run_trials(plan, summary, folder, settings, database, lease, listener)
+    warm = warm_start(plan, search_id, database, settings, threads=os.cpu_count() or 1)
+    for note in warm.notes:
+        listener.say(note)
+    notes = list(dict.fromkeys([*summary.notes, *warm.notes]))
+    first = [*_first_trials(plan), *warm.suggestions]
+    interrupted = _run_trials(plan, first, search_id, folder, settings, database, lease, listener)
     lease.check()
     rows = rank_trials(database.trials(search_id), plan.objective)
-    notes = list(summary.notes)
     champion = None
     if not interrupted:
         try:
@@ -358,15 +363,16 @@ def _search(
 
 def _run_trials(
     plan: Plan,
-    summary: SearchResult,
+    first: Sequence[Suggestion],
+    search_id: str,
     folder: Path,
     settings: Settings,
     database: Database,
     lease: Lease,
     listener: SearchListener,
 ) -> bool:
-    """Run the trials that the budget allows; whether that was interrupted."""
-    request, search_id = plan.request, summary.search_id
+    """Run the trials that the budget allows, ``first`` before the sampler is asked; whether that was interrupted."""
+    request = plan.request
     selection: Sequence[Picture] = plan.roles.selection
     if plan.roles.evidence == "synthetic":
         listener.say("no labelled defect to select by: drawing synthetic ones (evidence: synthetic)")
@@ -389,7 +395,7 @@ def _run_trials(
         objective=plan.objective,
         epochs=task.epochs,
         pictures=(normal, len(selection) - normal),
-        queue=outstanding(_first_trials(plan), rows, plan.spaces),
+        queue=outstanding(first, rows, plan.spaces),
         known=rows,
         by_rank=task.synthetic,
         timed=not request.deterministic,

@@ -144,6 +144,7 @@ def test_the_command_line_asks_for_the_same_search(monkeypatch: pytest.MonkeyPat
         SearchRequest(data=Path("x"), seconds=None, trials=7, algorithms=("padim", "stfpm"), objective="aupro", seed=4),
         SearchRequest(data=Path("x"), seconds=None, deterministic=True, max_epochs=2, false_positive_rate=0.1),
         SearchRequest(data=Path("$(x)"), seconds=95.5, trials=3, space=Path("space.yaml"), engine="torch"),
+        SearchRequest(data=Path("x"), warm_start=False),
     ]
     for request in requests:
         command = repeat_command({**vars(request), "name": "taken"}, request.seed)
