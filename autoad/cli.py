@@ -59,9 +59,9 @@ def search(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="One worker, no clock: repeats exactly. 16 trials, 5 epochs.")
     ] = False,
-    warm_start: Annotated[
-        bool, typer.Option("--warm-start/--no-warm-start", help="After the defaults, try what earlier searches found.")
-    ] = True,
+    no_warm_start: Annotated[
+        bool, typer.Option("--no-warm-start", help="Try nothing that earlier searches of similar pictures found.")
+    ] = False,
     max_epochs: Annotated[
         int | None, typer.Option(min=1, help="Lower the ceiling of epochs of all algorithms.")
     ] = None,
@@ -106,7 +106,7 @@ def search(
         name=name,
         space=space,
         deterministic=deterministic,
-        warm_start=warm_start,
+        warm_start=not no_warm_start,
         max_epochs=max_epochs,
         false_positive_rate=false_positive_rate,
         patience=patience,
