@@ -8,7 +8,7 @@ from typing import Any
 
 from autoad.database import Database, Search
 from autoad.schema import TrialRow
-from autoad.search.dispatch import Suggestion
+from autoad.search.jobs import Suggestion
 from autoad.search.space import Space
 from autoad.settings import Settings
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import hashlib
 import json
 import os
 import secrets
@@ -21,17 +19,20 @@ import sqlalchemy
 
 from autoad.algorithms import get_algorithm
 from autoad.data import Picture, draw_defects
-from autoad.database import Database, Search, this_process
+from autoad.database import Database, this_process
 from autoad.errors import LeaseLostError, NoTrialSucceededError, StateError, UsageError
 from autoad.schema import Champion, DatasetSummary, SearchResult, TrialRow
 from autoad.search.budget import Budget
 from autoad.search.champion import RefitError, finish_champion
-from autoad.search.cluster import LocalWorkers, Workers, check_reachable, join_ray, local_ray, offer_files
-from autoad.search.dispatch import Dispatcher, Listener, Suggestion
+from autoad.search.cluster import LocalWorkers, Workers, check_reachable, join_ray, local_ray
+from autoad.search.dispatch import Dispatcher
+from autoad.search.jobs import Listener, Suggestion
 from autoad.search.leaderboard import rank_trials
 from autoad.search.lease import Lease
 from autoad.search.memory import predict_memory
+from autoad.search.place import offer_files
 from autoad.search.plan import DETERMINISTIC_EPOCHS, DETERMINISTIC_TRIALS, Plan, SearchRequest, make_plan
+from autoad.search.record import check_unchanged, engine_name, read_request, request_record
 from autoad.search.recovery import SCRATCH, close_search, outstanding, recover_lost_searches
 from autoad.search.space import load_spaces
 from autoad.search.study import Proposer, study_storage
@@ -87,7 +88,7 @@ def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult
             search_id,
             name,
             plan.dataset.hash,
-            _request_record(plan),
+            request_record(plan),
             summary.model_dump(mode="json"),
             owner=this_process(),
         )
@@ -120,10 +121,10 @@ def resume_search(
         if search.status == "complete":
             raise UsageError(f"the search {search.name!r} is complete; there is nothing to resume")
         rows = database.trials(search.id)
-        request = _read_request(search.request, rows, search.spent, seconds, trials)
+        request = read_request(search.request, rows, search.spent, seconds, trials)
         plan = make_plan(request, resuming=search.name)
         summary = SearchResult.model_validate(search.summary | {"status": "running"})
-        _check_unchanged(plan, search, summary)
+        check_unchanged(plan, search, summary)
         search = database.take_over(search.id, this_process())
         close_search(database, settings, search.id, "the search was interrupted")
         shutil.rmtree(settings.searches_dir / search.id / "synthetic", ignore_errors=True)
@@ -158,52 +159,6 @@ def load_result(name: str | None = None) -> SearchResult:
         database.close()
 
 
-def _request_record(plan: Plan) -> dict[str, Any]:
-    """What to ask again when the search is resumed."""
-    record = dataclasses.asdict(plan.request) | {"data": str(plan.request.data.absolute())}
-    if plan.request.space is not None:
-        record["space"] = str(plan.request.space.absolute())
-    return record | {"spaces_sha256": _spaces_sha256(plan)}
-
-
-def _spaces_sha256(plan: Plan) -> str:
-    described = {name: dataclasses.asdict(space) for name, space in sorted(plan.spaces.items())}
-    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _read_request(
-    record: dict[str, Any], rows: Sequence[TrialRow], spent: float, seconds: float | None, trials: int | None
-) -> SearchRequest:
-    known = {field.name for field in dataclasses.fields(SearchRequest)}
-    values = {key: value for key, value in record.items() if key in known}
-    values |= {"data": Path(record["data"]), "algorithms": tuple(record["algorithms"])}
-    if record["space"] is not None:
-        values["space"] = Path(record["space"])
-    if seconds is not None:
-        values["seconds"] = spent + seconds
-    if trials is not None:
-        values["trials"] = sum(row.status != "stopped" for row in rows) + trials
-    return SearchRequest(**values)
-
-
-def _check_unchanged(plan: Plan, search: Search, summary: SearchResult) -> None:
-    """Refuse to mix results of different pictures, spaces or engines in one search."""
-    for what, before, now in (
-        ("the pictures in " + str(plan.request.data), search.dataset_hash, plan.dataset.hash),
-        ("the search space", search.request["spaces_sha256"], _spaces_sha256(plan)),
-        ("the engine of this machine", summary.engine, _engine(plan)),
-    ):
-        if before != now:
-            raise UsageError(
-                f"{what} must be what it was when the search {search.name!r} began ({before[:20]}) but is {now[:20]}; "
-                "start a new search"
-            )
-
-
-def _engine(plan: Plan) -> str:
-    return f"{plan.engine.name} {plan.engine.precision}"
-
-
 def _summary(plan: Plan, search_id: str, name: str) -> SearchResult:
     roles = {
         role: {"good": sum(p.is_normal for p in pictures), "defective": sum(not p.is_normal for p in pictures)}
@@ -229,7 +184,7 @@ def _summary(plan: Plan, search_id: str, name: str) -> SearchResult:
             roles=roles,
         ),
         evidence=plan.roles.evidence,
-        engine=_engine(plan),
+        engine=engine_name(plan),
         notes=list(plan.notes),
         champion=None,
         leaderboard=[],

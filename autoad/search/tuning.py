@@ -28,9 +28,11 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from autoad.errors import AutoADError, StateError, StorageFullError, TrialMemoryError
-from autoad.search.cluster import Place, Workers, explain_death
-from autoad.search.dispatch import Dispatcher, Job
+from autoad.search.cluster import Workers, explain_death
+from autoad.search.dispatch import Dispatcher
+from autoad.search.jobs import Job
 from autoad.search.memory import free_memory
+from autoad.search.place import Place
 from autoad.search.trial import TrialReport, TrialTask
 
 __all__ = ["run_trials"]

@@ -23,7 +23,7 @@ from autoad.database import Database, Search
 from autoad.errors import AutoADError
 from autoad.features import DEFAULT_BACKBONE, EngineChoice, FeatureStore
 from autoad.schema import Objective, TrialRow
-from autoad.search.dispatch import Suggestion
+from autoad.search.jobs import Suggestion
 from autoad.search.leaderboard import rank_trials
 from autoad.search.plan import Plan
 from autoad.search.space import Parameter, Space

@@ -17,7 +17,8 @@ from autoad import files
 from autoad.errors import FileStoreError, UsageError
 from autoad.files import FileStore, read_file, use_source
 from autoad.search import cluster
-from autoad.search.cluster import ClusterWorkers, Desk, Place, check_reachable, explain_death
+from autoad.search.cluster import ClusterWorkers, check_reachable, explain_death
+from autoad.search.place import Desk, Place
 
 DIED = """Failure # 1 (occurred at 2026-01-01_00-00-00)
 The actor died unexpectedly before finishing this task.
@@ -49,7 +50,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """A place whose desk has one file, ``driver/a.png``; this process is on another node and has none."""
     monkeypatch.setenv("AUTOAD_DATA_DIR", str(tmp_path / "node"))
     monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
-    monkeypatch.setattr(cluster, "_here", lambda: "press 2")
+    monkeypatch.setattr("autoad.search.place._here", lambda: "press 2")
     (tmp_path / "driver").mkdir()
     path = tmp_path / "driver" / "a.png"
     path.write_bytes(b"picture")

@@ -8,7 +8,8 @@ from optuna.trial import TrialState
 
 from autoad.schema import Metrics, TrialRow
 from autoad.search.budget import Budget
-from autoad.search.dispatch import Dispatcher, Job, Strategy, Suggestion
+from autoad.search.dispatch import Dispatcher
+from autoad.search.jobs import Job, Strategy, Suggestion
 from autoad.search.space import load_spaces
 from autoad.search.study import Proposer
 

@@ -11,7 +11,7 @@ from autoad.database import Database, is_gone, this_process
 from autoad.database._records import utc_now
 from autoad.errors import LeaseLostError, UsageError
 from autoad.schema import TrialRow
-from autoad.search.dispatch import Suggestion
+from autoad.search.jobs import Suggestion
 from autoad.search.lease import Lease
 from autoad.search.recovery import outstanding, recover_lost_searches
 from autoad.search.space import load_spaces
