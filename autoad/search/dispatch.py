@@ -173,6 +173,8 @@ class Dispatcher:
         for row in known:
             if row.status in {"complete", "pruned", "failed"}:
                 self._tried.add(_identity(row))
+                if row.started_after is None:  # refused before it began: the process that did so has not counted it
+                    continue
                 self._counted += 1
                 self._standings[row.algorithm].trials += 1
                 self._learn(row, objective_of(row, objective))

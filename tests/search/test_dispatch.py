@@ -276,7 +276,9 @@ def test_out_of_memory_is_tried_again_once_and_alone() -> None:
 
 def test_a_resumed_search_counts_what_had_ended() -> None:
     default = load_spaces(["dfm"])["dfm"].defaults()
-    ended = TrialRow(trial=0, algorithm="dfm", config={}, proposed=default, status="complete", seconds=5.0)
+    ended = TrialRow(
+        trial=0, algorithm="dfm", config={}, proposed=default, status="complete", seconds=5.0, started_after=0.0
+    )
     known = [
         ended.model_copy(update={"validation": Metrics(image_auroc=0.8)}),
         TrialRow(trial=1, algorithm="stfpm", config={}, status="stopped", seconds=5.0),
