@@ -78,7 +78,7 @@ def test_a_search_is_taken_over_only_from_a_dead_owner(database: Database) -> No
 def test_who_has_lost_a_search_writes_nothing_more(database: Database) -> None:
     add(database, "s", this_process())
     row = TrialRow(trial=0, algorithm="dfm", config={}, status="running")
-    with Lease(database, "s", 10.0) as lease:
+    with Lease(database, "s", 10.0, 60.0) as lease:
         lease.write_trial(row)
         database.renew("s", this_process(), lease.spent)
         assert database.find_search("s").spent >= 10.0
