@@ -22,7 +22,7 @@ def test_each_size_is_named_by_its_own_variable(monkeypatch: pytest.MonkeyPatch)
     assert get_settings().memory_limit == 8 * 10**9
     assert get_settings().features_limit is None
     monkeypatch.setenv("AUTOAD_MEMORY_LIMIT", "plenty")
-    with pytest.raises(UsageError, match="AUTOAD_MEMORY_LIMIT must be a size .* but got 'plenty'"):
+    with pytest.raises(UsageError, match=r"AUTOAD_MEMORY_LIMIT must be a size .* but got 'plenty'"):
         get_settings()
 
 

@@ -8,6 +8,7 @@ Ray Tune, ``benchmarks/search_strategies.py`` with a simulated clock.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -452,4 +453,5 @@ class Dispatcher:
 
 
 def _identity(row: TrialRow) -> str:
-    return f"{row.algorithm} {sorted(row.proposed.items())!r}"
+    """What a trial tries, whether its row comes from the sampler or from the database (which has lists for tuples)."""
+    return f"{row.algorithm} {json.dumps(row.proposed, sort_keys=True)}"

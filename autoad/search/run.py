@@ -332,6 +332,7 @@ def _carry_out(
             cause = _what_can_be_mended(error)
             status = "interrupted" if cause or isinstance(error, KeyboardInterrupt) else "failed"
             with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, AutoADError):  # then the next search finds it lost
+                close_search(database, settings, search_id, "the search had to stop")
                 lease.close(status)
             listener.closed(summary.model_copy(update={"status": status}))
             if cause:

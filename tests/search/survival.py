@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -110,10 +111,10 @@ class Patient:
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGINT)
 
-    def signal_all(self, name: str, number: signal.Signals) -> None:
-        """Signal the processes of the search whose title begins with ``name``."""
-        found = [process for process in self.processes() if _title(process).startswith(name)]
-        assert found, f"no {name} among {[_title(process) for process in self.processes()]}"
+    def signal_all(self, names: tuple[str, ...], number: signal.Signals) -> None:
+        """Signal the processes of the search whose title begins with one of ``names``."""
+        found = [process for process in self.processes() if _title(process).startswith(names)]
+        assert found, f"no {names} among {[_title(process) for process in self.processes()]}"
         for process in found:
             process.send_signal(number)
 
@@ -242,7 +243,8 @@ class Patient:
         rows, before = self.rows(), self._before
         lost = [number for number, row in before.items() if rows.get(number) != row]
         known = [(row.algorithm, row.proposed) for row in before.values()]
-        again = [n for n, row in rows.items() if n not in before and (row.algorithm, row.proposed) in known]
+        earlier = {number for number, _ in self._known}
+        again = [n for n, row in rows.items() if n not in earlier and (row.algorithm, row.proposed) in known]
         return lost, again
 
     def check_complete(self) -> None:
@@ -268,6 +270,7 @@ class Patient:
                 continue
         if self._process is not None:
             self._process.wait()
+        shutil.rmtree(self.scratch)
 
 
 def _title(process: psutil.Process) -> str:

@@ -288,3 +288,16 @@ def test_a_resumed_search_counts_what_had_ended() -> None:
     bench.job()
     assert bench.dispatcher.next_job("b") is None, "one had ended, one is running"
     assert bench.rows[2].algorithm == "stfpm", "which has had no time yet"
+
+
+def test_a_resumed_search_tries_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows come back from the database with lists where the sampler gives tuples."""
+    default = load_spaces(["padim"])["padim"].defaults()
+    ended = TrialRow(
+        trial=0, algorithm="padim", config=default, proposed=default, status="failed", seconds=5.0, started_after=0.0
+    )
+    sample = Proposer.ask
+    monkeypatch.setattr(Proposer, "ask", lambda self, algorithm, config: sample(self, "padim", default))
+    assert Bench(("padim",)).dispatcher.next_job("a") is not None
+    bench = Bench(("padim",), known=[TrialRow.model_validate_json(ended.model_dump_json())])
+    assert bench.dispatcher.next_job("a") is None
