@@ -30,7 +30,7 @@ from tests.search.survival import ENDED, Patient
 
 ALGORITHMS = ("--algorithms", "dfm,dfkde,padim")
 WORKER = ("ray::WorkerActor", "ray::ResourceTrainable")
-PATIENCE, TIMEOUT = 4, 20
+PATIENCE, TIMEOUT = 4, 10
 """Seconds."""
 
 ROUNDS = 5
@@ -84,12 +84,14 @@ def kill_the_raylet(patient: Patient) -> float:
 def kill_the_worker(patient: Patient) -> float:
     began = time.monotonic()
     patient.signal_all(WORKER, signal.SIGKILL)
+    _let_news_arrive(patient)
     return began
 
 
 def stop_the_workers(patient: Patient) -> float:
     began = time.monotonic()
     patient.signal_all(WORKER, signal.SIGSTOP)
+    _let_news_arrive(patient)
     return began
 
 
@@ -146,6 +148,12 @@ BUSY: dict[str, Fault] = {
     f"all workers hang (`--trial-timeout {TIMEOUT}`)": stop_the_workers,
 }
 CHAMPION, DISK, MEMORY = "kill -9 of the driver, champion refitted", "disk full of features", "trial beyond its memory"
+
+
+def _let_news_arrive(patient: Patient) -> None:
+    """What workers sent just before may still make the driver give them a job, which is no sign of recovery."""
+    time.sleep(0.5)
+    patient.remember()
 
 
 def _check_resumable(patient: Patient, reason: str) -> None:
@@ -249,7 +257,7 @@ def hurt_busy(
 ) -> list[Outcome]:
     """A search side by side: no room for features, no memory for some trials, hanging and dying workers."""
     settings = Settings(data_dir=folder)
-    options = ("--trials", "14", "--trial-timeout", str(TIMEOUT), *ALGORITHMS)
+    options = ("--trials", "10", "--trial-timeout", str(TIMEOUT), *ALGORITHMS)
     busy = Patient(settings, pictures, "busy", *options, AUTOAD_MEMORY_LIMIT="200MiB")
     with small_disk(settings.features_dir, f"{megabytes}m") as disk:
         try:
@@ -261,6 +269,7 @@ def hurt_busy(
             busy.resume()
             busy.wait_for("trials go on", busy.goes_on)
             outcomes = [Outcome(DISK, *map(len, busy.lost_and_repeated()), time.monotonic() - began)]
+            print(f"{DISK}: went on after {outcomes[0].seconds:.1f} s")
             outcomes += [suffer(busy, name, BUSY[name], next(moments)) for name in order]
             busy.check_complete()
             assert not list(disk.rglob(".unfinished-*"))
