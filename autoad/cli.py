@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -291,6 +292,7 @@ def main() -> None:
     """Run the command line; errors that autoad raises on purpose become one line and an exit code."""
     from autoad.errors import AutoADError
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # who is told to terminate does so as on Ctrl-C
     try:
         app()
     except AutoADError as error:

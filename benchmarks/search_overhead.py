@@ -111,7 +111,7 @@ def search(trials: int, workers: int, sleep: float, rounds: int = 0) -> dict[str
         database.add_search("s", "s", "hash", {}, {}, owner=this_process())
         proposer = Proposer.open(study_storage(settings), "s", spaces, seed=0, liar=True)
         started = time.monotonic()
-        with Lease(database, "s", 0.0) as lease, local_ray(LocalWorkers(workers)):
+        with Lease(database, "s", 0.0, 60.0) as lease, local_ray(LocalWorkers(workers)):
             up = time.monotonic()
             dispatcher = Dispatcher(proposer, spaces, Budget(trials, None, workers), lease.write_trial, Silent())
             run_trials(dispatcher, task, LocalWorkers(workers), None, settings.searches_dir / "tune")

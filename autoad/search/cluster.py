@@ -18,20 +18,23 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import autoad
-from autoad.errors import AutoADError, UsageError
+from autoad.errors import AutoADError, StateError, UsageError
 from autoad.features import find_weights
 
 __all__ = [
@@ -51,6 +54,7 @@ _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 60.0
 _RECOUNT_SECONDS = 1.0
 _FOLDER, _LOCK = "autoad-ray-", "lock"
+_MACHINERY = frozenset({"raylet", "gcs_server"})
 
 
 class Workers(Protocol):
@@ -64,13 +68,29 @@ class Workers(Protocol):
     def count(self) -> int:
         """Trials that run side by side, as things stand."""
 
+    def check(self) -> None:
+        """Raise :class:`StateError` if Ray itself has died: it would end this process without a word."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LocalWorkers:
-    """Workers on this machine."""
+    """Workers on this machine.
+
+    Attributes:
+        count: trials that run side by side.
+        gpus_each: GPUs of each.
+        machinery: Ray's own processes, which :func:`local_ray` fills in.
+    """
 
     count: int
     gpus_each: float = 0.0
+    machinery: list[psutil.Process] = dataclasses.field(default_factory=list, compare=False)
+
+    def check(self) -> None:
+        """Raise :class:`StateError` if one of Ray's own processes has died."""
+        for process in self.machinery:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                raise StateError("a process of Ray's own has died (was it killed, or the machine out of memory?)")
 
     @classmethod
     def here(cls, *, cuda: bool, alone: bool) -> LocalWorkers:
@@ -103,35 +123,58 @@ class ClusterWorkers:
             self._counted = (now, max(1, 1 if self._alone else count))
         return self._counted[1]
 
+    def check(self) -> None:
+        """Nothing: Ray's processes belong to whoever runs the cluster."""
+
 
 @contextmanager
 def local_ray(workers: LocalWorkers) -> Iterator[None]:
     """A Ray instance of our own that listens on loopback only, and leaves nothing behind."""
     _remove_leftovers()
-    # A Unix socket's path must stay below 108 characters, so this cannot lie in the data folder.
-    folder = tempfile.mkdtemp(prefix=_FOLDER)
-    lock = os.open(Path(folder, _LOCK), os.O_CREAT | os.O_WRONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    folder, lock = _locked_folder()
     # When this process is killed its Ray is, too; the agents of Ray's node would look for their head for a minute more.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     _keep_off_stdout()
     try:
-        ray.init(
+        _init_ray(
             address="local",
             num_cpus=workers.count,
             num_gpus=None if workers.gpus_each else 0,
             object_store_memory=200 * 2**20,
             include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=folder,
+            _temp_dir=str(folder),
         )
+        children = psutil.Process().children()
+        workers.machinery.extend(child for child in children if child.name() in _MACHINERY)
         yield
     finally:
+        workers.machinery.clear()
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _init_ray(**options: Any) -> None:
+    """Connect to Ray; it would have SIGTERM end this process in a way of its own, now and after it is shut down."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _locked_folder() -> tuple[Path, int]:
+    """A folder for Ray's sockets and logs, and the lock in it that says that its driver lives."""
+    while True:
+        # A Unix socket's path must stay below 108 characters, so this cannot lie in the data folder.
+        folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
+        lock = os.open(folder / _LOCK, os.O_CREAT | os.O_WRONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / _LOCK).exists():  # nobody else has tidied it away before it was locked
+            return folder, lock
         os.close(lock)
 
 
@@ -159,7 +202,7 @@ def join_ray(address: str, *, backbones: Iterable[str], cuda: bool, alone: bool)
     """
     _keep_off_stdout()
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        _init_ray(address=address)
     except (RayError, RuntimeError, OSError, ValueError) as error:
         raise UsageError(_refusal(address, error)) from error
     try:

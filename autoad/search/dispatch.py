@@ -8,6 +8,7 @@ Ray Tune, ``benchmarks/search_strategies.py`` with a simulated clock.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -116,6 +117,8 @@ class Dispatcher:
         for row in known:
             if row.status in {"complete", "pruned", "failed"}:
                 self._tried.add(_identity(row))
+                if row.started_after is None:  # refused before it began: the process that did so has not counted it
+                    continue
                 self._counted += 1
                 self._standings[row.algorithm].trials += 1
                 self._learn(row, objective_of(row, objective))
@@ -398,4 +401,5 @@ class Dispatcher:
 
 
 def _identity(row: TrialRow) -> str:
-    return f"{row.algorithm} {sorted(row.proposed.items())!r}"
+    """What a trial tries, whether its row comes from the sampler or from the database (which has lists for tuples)."""
+    return f"{row.algorithm} {json.dumps(row.proposed, sort_keys=True)}"

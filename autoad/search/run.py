@@ -19,8 +19,16 @@ import sqlalchemy
 
 from autoad.algorithms import get_algorithm
 from autoad.data import Picture, draw_defects
-from autoad.database import Database, this_process
-from autoad.errors import LeaseLostError, NoTrialSucceededError, StateError, UsageError
+from autoad.database import Database, is_lost, this_process
+from autoad.errors import (
+    AutoADError,
+    LeaseLostError,
+    NoTrialSucceededError,
+    StateError,
+    StorageFullError,
+    UsageError,
+    is_full,
+)
 from autoad.schema import Champion, DatasetSummary, SearchResult, TrialRow
 from autoad.search.budget import Budget
 from autoad.search.champion import RefitError, finish_champion
@@ -120,6 +128,11 @@ def resume_search(
         search = database.find_search(name)
         if search.status == "complete":
             raise UsageError(f"the search {search.name!r} is complete; there is nothing to resume")
+        if search.status == "running":
+            raise UsageError(
+                f"the search {search.name!r} is being carried out by process {search.owner}; watch it with: "
+                f"autoad searches {search.name} --follow"
+            )
         rows = database.trials(search.id)
         request = read_request(search.request, rows, search.spent, seconds, trials)
         plan = make_plan(request, resuming=search.name)
@@ -144,16 +157,19 @@ def _opened(settings: Settings, listener: SearchListener) -> Iterator[Database]:
         database.close()
 
 
-def load_result(name: str | None = None) -> SearchResult:
+def load_result(name: str | None = None, settings: Settings | None = None) -> SearchResult:
     """A search as it stands in the database: by name or id, or the newest.
+
+    One whose process is gone counts as interrupted, which it will be called when the next process tidies up.
 
     Raises:
         UsageError: there is no such search.
     """
-    database = Database()
+    database = Database(settings)
     try:
         search = database.find_search(name)
-        result = SearchResult.model_validate(search.summary | {"status": search.status})
+        status = "interrupted" if is_lost(search) else search.status
+        result = SearchResult.model_validate(search.summary | {"status": status})
         return result.model_copy(update={"leaderboard": rank_trials(database.trials(search.id), result.objective)})
     finally:
         database.close()
@@ -262,23 +278,40 @@ def _carry_out(
 ) -> SearchResult:
     """Trials, then the champion, as the owner of the search."""
     search_id = summary.search_id
-    with Lease(database, search_id, spent) as lease:
+    with Lease(database, search_id, spent, settings.database_patience) as lease:
         listener.opened(summary, database.trials(search_id))
         try:
             result = _search(plan, summary, settings, database, lease, listener)
         except LeaseLostError:
             raise
         except BaseException as error:
-            status = "interrupted" if isinstance(error, KeyboardInterrupt | StateError) else "failed"
-            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):  # then the next search finds it lost
-                database.update_search(search_id, status=status)
+            cause = _what_can_be_mended(error)
+            status = "interrupted" if cause or isinstance(error, KeyboardInterrupt) else "failed"
+            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, AutoADError):  # then the next search finds it lost
+                close_search(database, settings, search_id, "the search had to stop")
+                lease.close(status)
             listener.closed(summary.model_copy(update={"status": status}))
+            if cause:
+                raise StateError(
+                    f"{cause}; when that is mended go on with: autoad search --resume {search_id}"
+                ) from error
             raise
     listener.closed(result)
     if result.status == "failed":
         reasons = sorted({f"{row.algorithm}: {row.reason}" for row in result.leaderboard if row.reason})
         raise NoTrialSucceededError("no trial succeeded; " + ("; ".join(reasons[:8]) or "the time was too short"))
     return result
+
+
+def _what_can_be_mended(error: BaseException) -> str | None:
+    """What has stopped a search that can go on when somebody has seen to it; None for other errors."""
+    if isinstance(error, StateError | StorageFullError):
+        return str(error)
+    if isinstance(error, OSError) and is_full(error):
+        return f"{error.filename or 'the data folder'} must have room for another file but its disk is full"
+    if isinstance(error, sqlalchemy.exc.OperationalError):
+        return f"the metadata database cannot be reached ({str(error.orig).strip()})"
+    return None
 
 
 def _search(
@@ -311,8 +344,7 @@ def _search(
     status = "interrupted" if interrupted else "failed" if champion is None else "complete"
     seconds = round(lease.spent, 1)
     result = summary.model_copy(update={"status": status, "seconds": seconds, "notes": notes, "champion": champion})
-    lease.check()
-    database.update_search(search_id, status=result.status, summary=result.model_dump(mode="json"))
+    lease.close(result.status, result.model_dump(mode="json"))
     return result.model_copy(update={"leaderboard": rows})
 
 

@@ -104,10 +104,10 @@ class WorkerActor(tune.Trainable):  # type: ignore[misc]
 class _Conductor(FIFOScheduler):  # type: ignore[misc]
     """Answers each result of a worker with what it is to do next."""
 
-    def __init__(self, dispatcher: Dispatcher, places: Callable[[], int]) -> None:
+    def __init__(self, dispatcher: Dispatcher, workers: Workers) -> None:
         super().__init__()
         self._dispatcher = dispatcher
-        self._places = places
+        self._workers = workers
         self._actors: dict[str, Any] = {}
         self._fruitless = 0
         self._unfit: dict[str, str] = {}
@@ -132,7 +132,7 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
         worker = trial.trial_id
         self._actors[worker] = trial.temporary_state.ray_actor
         if "full" in result:
-            raise StateError(f"{result['full']} (node {result['node']}); the search can be resumed then")
+            raise StateError(f"{result['full']} (node {result['node']})")
         if "failure" in result:
             self._dispatcher.failed(worker, result["failure"], out_of_memory=result["out_of_memory"])
         elif "loaded" in result:
@@ -146,7 +146,7 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
             return str(TrialScheduler.STOP)
         if result.get("unfit"):
             self._unfit[worker] = result["unfit"]
-            if len(self._unfit) >= self._places():
+            if len(self._unfit) >= self._workers.count:
                 self.error = StateError(f"no node is fit to run trials: {result['unfit']}")
             return str(TrialScheduler.CONTINUE)
         node = result["node"]
@@ -166,7 +166,7 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
         self._actors.pop(worker, None)
         if worker not in self._dispatcher.running():
             self._fruitless += 1
-            if self._fruitless > _FRUITLESS_STARTS * max(1, self._places()):
+            if self._fruitless > _FRUITLESS_STARTS * max(1, self._workers.count):
                 reason = _what_happened(trial)
                 self.error = StateError(f"no worker process comes up: {reason}")
             return
@@ -177,7 +177,12 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
 
     def watch(self) -> bool:
         """Kill what hangs; whether the run is to end at once. Called several times a second."""
-        self._dispatcher.resize(self._places())
+        try:
+            self._workers.check()
+        except StateError as error:
+            self.error = error
+            return True  # there is nobody left who could kill a worker; they go by themselves
+        self._dispatcher.resize(self._workers.count)
         for worker in self._dispatcher.overdue():
             self._kill(worker)
         if self.error is None and not self.interrupted and not self._dispatcher.overran(_OVERRUN):
@@ -289,13 +294,11 @@ def run_trials(dispatcher: Dispatcher, task: TrialTask, workers: Workers, place:
     Raises:
         AutoADError: the database cannot be written, or no worker comes up.
     """
-
-    def places() -> int:
-        return workers.count
-
-    conductor = _Conductor(dispatcher, places)
+    conductor = _Conductor(dispatcher, workers)
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        if conductor.interrupted:  # who says it twice does not want to wait
+            raise KeyboardInterrupt
         conductor.interrupted = True
 
     trainable = tune.with_resources(
@@ -306,7 +309,7 @@ def run_trials(dispatcher: Dispatcher, task: TrialTask, workers: Workers, place:
         tune_config=tune.TuneConfig(
             metric="objective",
             mode="max",
-            search_alg=_Pool(conductor, places),
+            search_alg=_Pool(conductor, lambda: workers.count),
             scheduler=conductor,
             num_samples=-1,
         ),
@@ -324,7 +327,8 @@ def run_trials(dispatcher: Dispatcher, task: TrialTask, workers: Workers, place:
     try:
         tuner.fit()
     except (RayError, TuneError, ConnectionError) as error:
-        conductor.error = StateError(f"Ray has failed ({str(error).strip().splitlines()[-1]}); resume the search")
+        if conductor.error is None:
+            conductor.error = StateError(f"Ray has failed ({str(error).strip().splitlines()[-1]})")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -292,7 +292,9 @@ def test_out_of_memory_is_tried_again_once_and_alone() -> None:
 
 def test_a_resumed_search_counts_what_had_ended() -> None:
     default = load_spaces(["dfm"])["dfm"].defaults()
-    ended = TrialRow(trial=0, algorithm="dfm", config={}, proposed=default, status="complete", seconds=5.0)
+    ended = TrialRow(
+        trial=0, algorithm="dfm", config={}, proposed=default, status="complete", seconds=5.0, started_after=0.0
+    )
     known = [
         ended.model_copy(update={"validation": Metrics(image_auroc=0.8)}),
         TrialRow(trial=1, algorithm="stfpm", config={}, status="stopped", seconds=5.0),
@@ -302,3 +304,16 @@ def test_a_resumed_search_counts_what_had_ended() -> None:
     bench.job()
     assert bench.dispatcher.next_job("b") is None, "one had ended, one is running"
     assert bench.rows[2].algorithm == "stfpm", "which has had no time yet"
+
+
+def test_a_resumed_search_tries_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows come back from the database with lists where the sampler gives tuples."""
+    default = load_spaces(["padim"])["padim"].defaults()
+    ended = TrialRow(
+        trial=0, algorithm="padim", config=default, proposed=default, status="failed", seconds=5.0, started_after=0.0
+    )
+    sample = Proposer.ask
+    monkeypatch.setattr(Proposer, "ask", lambda self, algorithm, config: sample(self, "padim", default))
+    assert Bench(("padim",)).dispatcher.next_job("a") is not None
+    bench = Bench(("padim",), known=[TrialRow.model_validate_json(ended.model_dump_json())])
+    assert bench.dispatcher.next_job("a") is None
