@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -61,6 +62,7 @@ class Patient:
         self._runs = 0
         self._known: set[tuple[int, int]] = set()
         self._before: dict[int, TrialRow] = {}
+        self._dying: list[psutil.Process] = []
 
     # What a user does.
 
@@ -111,6 +113,12 @@ class Patient:
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGINT)
 
+    def forget_the_end(self) -> None:
+        """As if it had been killed after the model was in place, and before the database heard of it."""
+        with closing(sqlite3.connect(self.settings.data_dir / "autoad.db", timeout=60)) as connection, connection:
+            owner = f"{socket.gethostname()}/{os.getpid()}/0"
+            connection.execute("UPDATE searches SET status = 'running', owner = ? WHERE name = ?", [owner, self.name])
+
     def signal_all(self, names: tuple[str, ...], number: signal.Signals) -> None:
         """Signal the processes of the search whose title begins with one of ``names``."""
         found = [process for process in self.processes() if _title(process).startswith(names)]
@@ -141,13 +149,13 @@ class Patient:
         self._wait(what, looked)
 
     def wait_for_end(self) -> int:
-        """The exit code; afterwards no process is left."""
+        """The exit code; :meth:`check_gone` sees to what is still on its way out."""
         assert self._process is not None
         self._wait("the end", lambda: self.is_over)
         code = self._process.wait()
         self._process = None
         self.remember()
-        self._wait("all processes to go", lambda: not self.processes(), 20.0)
+        self._dying = self.processes()
         return code
 
     @staticmethod
@@ -215,6 +223,10 @@ class Patient:
 
     # What must hold.
 
+    def check_gone(self) -> None:
+        """All processes of the run that ended last have gone, too."""
+        self._wait("all processes to go", lambda: not any(process.is_running() for process in self._dying), 30.0)
+
     def check_cut_off(self) -> None:
         """Nobody runs it: whoever asks is told so, and how to go on."""
         entry = self.entry()
@@ -229,8 +241,7 @@ class Patient:
         folder = self.settings.searches_dir / search_id
         assert not [path for path in folder.rglob(".*") if "tune" not in path.parts]
         assert len(list(self.scratch.glob("autoad-ray-*"))) <= (not self.is_over)
-        if self.is_over:
-            assert not (folder / "tune").exists()
+        assert not self.is_over or not (folder / "tune").exists()
 
     def check_nothing_open(self) -> None:
         """No trial of a search that has ended is running, neither in the database nor in the study."""
@@ -250,6 +261,7 @@ class Patient:
     def check_complete(self) -> None:
         """It has ended well, as if nothing had been."""
         assert self.wait_for_end() == 0, self.said
+        self.check_gone()
         assert self.entry().status == "complete"
         self.check_nothing_open()
         self.check_nothing_half_written()
