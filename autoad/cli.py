@@ -38,8 +38,12 @@ def _seconds(text: str) -> float:
     return total
 
 
+_ON_RESUME = {"resume", "time", "trials", "patience", "trial_timeout", "address", "mlflow", "as_json"}
+
+
 @app.command()
 def search(
+    context: typer.Context,
     data: Annotated[
         Path | None, typer.Option(help="Folder of pictures (MVTec layout, or good/ and bad/) or a manifest.")
     ] = None,
@@ -89,10 +93,23 @@ def search(
 
     listener = FanOut(ConsoleListener(), TensorBoardTracker(), *([MlflowTracker()] if mlflow else []))
     if resume:
-        if data is not None:
-            raise UsageError("--resume must stand without --data: a search keeps the pictures that it began with")
-        limit = _seconds(time) if time else None
-        _show(resume_search(resume, listener, seconds=limit, trials=trials), as_json)
+        sources = {name: context.get_parameter_source(name) for name in context.params}
+        given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+        if kept := sorted(given - _ON_RESUME):
+            raise UsageError(
+                f"--{kept[0].replace('_', '-')} cannot be changed: a resumed search goes on as it began; only "
+                f"--time, --trials, --patience, --trial-timeout, --address and --mlflow may be given"
+            )
+        resumed = resume_search(
+            resume,
+            listener,
+            seconds=_seconds(time) if time else None,
+            trials=trials,
+            patience=patience,
+            trial_timeout=_seconds(trial_timeout) if trial_timeout else None,
+            address=address or None,
+        )
+        _show(resumed, as_json)
         return
     if data is None:
         raise UsageError("a search needs pictures: give --data FOLDER, or --resume NAME to go on with an earlier one")

@@ -156,8 +156,8 @@ class Database:
                 search.finished = None if status == "running" else utc_now()
                 search.owner = search.owner if status == "running" else None
 
-    def take_over(self, search_id: str, owner: str) -> Search:
-        """Become the owner of a search that nobody carries out any more.
+    def take_over(self, search_id: str, owner: str, request: dict[str, Any] | None = None) -> Search:
+        """Become the owner of a search that nobody carries out any more; ``request`` is what is asked of it now.
 
         Raises:
             UsageError: somebody does, or it has been completed.
@@ -171,7 +171,12 @@ class Database:
                     f"the search {search.name!r} is being carried out by process {search.owner}; wait for its end, or "
                     "stop it first"
                 )
-            mine = {"owner": owner, "heartbeat": utc_now(), "status": "running", "finished": None}
+            mine = {
+                "owner": owner,
+                "heartbeat": utc_now(),
+                "status": "running",
+                "finished": None,
+            } | ({} if request is None else {"request": request})
             same = update(Search).where(Search.id == search_id, Search.owner.is_not_distinct_from(search.owner))
             if (
                 session.scalar(same.values(mine).returning(Search.id)) is None
@@ -234,8 +239,10 @@ class Database:
             raise UsageError("there is no search yet; start one with: autoad search --data FOLDER")
         raise UsageError(f"there is no search {name!r}; the newest are: {', '.join(s.name for s in known)}")
 
-    def write_trial(self, search_id: str, row: TrialRow, *, owner: str | None = None) -> None:
-        """Insert or replace the row of a trial.
+    def write_trial(
+        self, search_id: str, row: TrialRow, *, owner: str | None = None, spent: float | None = None
+    ) -> None:
+        """Insert or replace the row of a trial; ``spent`` is the search's own time so far, in seconds.
 
         Raises:
             LeaseLostError: ``owner`` is given and the search has another one now.
@@ -243,7 +250,7 @@ class Database:
         finished = None if row.status == "running" else utc_now()
         with self._transaction() as session:
             if owner is not None:
-                self._renew(session, search_id, owner, {})
+                self._renew(session, search_id, owner, {} if spent is None else {"spent": spent})
             trial = session.get(Trial, (search_id, row.trial))
             if trial is None:
                 trial = Trial(search_id=search_id, number=row.trial, project=self.project)

@@ -18,6 +18,8 @@ __all__ = ["Lease"]
 
 _RENEWAL_SECONDS = 5.0
 _RETRY_SECONDS = 0.5
+_OUTAGES = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, sqlalchemy.exc.InternalError)
+"""A database that is locked, full, out of reach or, after a fail-over, read-only."""
 
 
 class Lease:
@@ -68,7 +70,7 @@ class Lease:
             LeaseLostError: another process has taken the search over.
             StateError: the database could not be written.
         """
-        self._write(lambda: self._database.write_trial(self._search_id, row, owner=self._owner))
+        self._write(lambda: self._database.write_trial(self._search_id, row, owner=self._owner, spent=self.spent))
 
     def close(self, status: str, summary: dict[str, Any] | None = None) -> None:
         """Say how the search has ended, and give it up; waits and raises like :meth:`write_trial`."""
@@ -82,7 +84,7 @@ class Lease:
             self.check()
             try:
                 commit()
-            except sqlalchemy.exc.OperationalError as error:
+            except _OUTAGES as error:
                 if time.monotonic() - first > self._patience:
                     self._patience = 0.0  # what is still to be written will not wait as long again
                     raise StateError(f"the metadata database cannot be written ({str(error.orig).strip()})") from error

@@ -12,6 +12,7 @@ from typing import Any
 from autoad.database import Search
 from autoad.errors import UsageError
 from autoad.schema import SearchResult, TrialRow
+from autoad.search.budget import TRIALS_SHARE
 from autoad.search.plan import Plan, SearchRequest
 
 __all__ = ["check_unchanged", "engine_name", "read_request", "request_record"]
@@ -31,27 +32,42 @@ def _spaces_sha256(plan: Plan) -> str:
 
 
 def read_request(
-    record: dict[str, Any], rows: Sequence[TrialRow], spent: float, seconds: float | None, trials: int | None
+    search: Search,
+    rows: Sequence[TrialRow],
+    *,
+    seconds: float | None = None,
+    trials: int | None = None,
+    **changes: Any,
 ) -> SearchRequest:
     """What was asked for, with another end if one is given.
 
     Args:
-        record: of the search.
+        search: from the database.
         rows: its trials.
-        spent: seconds of its own time so far.
-        seconds: from now on; None for what is left.
-        trials: from now on; None for what is left.
+        seconds: from now on; with ``trials`` it replaces the search's own limits.
+        trials: from now on.
+        changes: of other fields; those that are None change nothing.
+
+    Raises:
+        UsageError: an earlier version has made the search.
     """
+    record = search.request
+    if "spaces_sha256" not in record:
+        raise UsageError(f"the search {search.name!r} was made by an earlier version of autoad; start a new search")
     known = {field.name for field in dataclasses.fields(SearchRequest)}
     values = {key: value for key, value in record.items() if key in known}
     values |= {"data": Path(record["data"]), "algorithms": tuple(record["algorithms"])}
     if record["space"] is not None:
         values["space"] = Path(record["space"])
-    if seconds is not None:
-        values["seconds"] = spent + seconds
-    if trials is not None:
-        values["trials"] = sum(row.status != "stopped" for row in rows) + trials
-    return SearchRequest(**values)
+    if seconds is not None or trials is not None:
+        # The share that is for trials is that of the new time, not of what is spent.
+        values["seconds"] = None if seconds is None else search.spent / TRIALS_SHARE + seconds
+        values["trials"] = None if trials is None else sum(_counts(row) for row in rows) + trials
+    return SearchRequest(**values | {name: value for name, value in changes.items() if value is not None})
+
+
+def _counts(row: TrialRow) -> bool:
+    return row.started_after is not None and row.status in {"complete", "pruned", "failed"}
 
 
 def check_unchanged(plan: Plan, search: Search, summary: SearchResult) -> None:

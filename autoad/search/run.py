@@ -30,7 +30,7 @@ from autoad.errors import (
     is_full,
 )
 from autoad.schema import Champion, DatasetSummary, SearchResult, TrialRow
-from autoad.search.budget import Budget
+from autoad.search.budget import TRIALS_SHARE, Budget
 from autoad.search.champion import RefitError, finish_champion
 from autoad.search.cluster import LocalWorkers, Workers, check_reachable, join_ray, local_ray
 from autoad.search.dispatch import Dispatcher
@@ -49,9 +49,10 @@ from autoad.search.tuning import run_trials
 from autoad.search.warm_start import warm_start
 from autoad.settings import Settings, get_settings
 
-__all__ = ["SearchListener", "load_result", "resume_search", "run_search"]
+_WORTH_A_WORD = 0.1
+"""Share of the time that is left when a search that ends early says why."""
 
-_TRIALS_SHARE = 0.82
+__all__ = ["SearchListener", "load_result", "resume_search", "run_search"]
 
 
 class SearchListener(Listener, Protocol):
@@ -104,7 +105,14 @@ def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult
 
 
 def resume_search(
-    name: str, listener: SearchListener, *, seconds: float | None = None, trials: int | None = None
+    name: str,
+    listener: SearchListener,
+    *,
+    seconds: float | None = None,
+    trials: int | None = None,
+    patience: int | None = None,
+    trial_timeout: float | None = None,
+    address: str | None = None,
 ) -> SearchResult:
     """Go on with a search that was interrupted, failed or whose process was killed.
 
@@ -113,8 +121,12 @@ def resume_search(
     Args:
         name: or id, of the search.
         listener: hears how it goes.
-        seconds: time from now on; None for what is left of the search's own.
-        trials: number of trials from now on; likewise.
+        seconds: time from now on; with ``trials`` it takes the place of the search's own limits, what is left of which
+            counts where neither is given.
+        trials: number of trials from now on.
+        patience: instead of the search's own.
+        trial_timeout: likewise.
+        address: of the Ray cluster, likewise; it may have moved.
 
     Raises:
         UsageError: there is no such search, it is complete or under way, or its pictures, search space or this
@@ -134,11 +146,21 @@ def resume_search(
                 f"autoad searches {search.name} --follow"
             )
         rows = database.trials(search.id)
-        request = read_request(search.request, rows, search.spent, seconds, trials)
+        request = read_request(
+            search,
+            rows,
+            seconds=seconds,
+            trials=trials,
+            patience=patience,
+            trial_timeout=trial_timeout,
+            address=address,
+        )
+        if request.address:
+            check_reachable(request.address)
         plan = make_plan(request, resuming=search.name)
         summary = SearchResult.model_validate(search.summary | {"status": "running"})
         check_unchanged(plan, search, summary)
-        search = database.take_over(search.id, this_process())
+        search = database.take_over(search.id, this_process(), request_record(plan))
         close_search(database, settings, search.id, "the search was interrupted")
         shutil.rmtree(settings.searches_dir / search.id / "synthetic", ignore_errors=True)
         listener.say(f"resuming {search.name} after {search.spent:.0f} s and {len(rows)} trials")
@@ -244,7 +266,7 @@ def _task(plan: Plan, selection: Sequence[Picture], settings: Settings) -> Trial
 
 
 def _budget(request: SearchRequest, spent: float) -> Budget:
-    seconds = None if request.seconds is None else request.seconds * _TRIALS_SHARE
+    seconds = None if request.seconds is None else request.seconds * TRIALS_SHARE
     trials = request.trials
     if request.deterministic:
         seconds, trials = None, request.trials or DETERMINISTIC_TRIALS
@@ -386,7 +408,8 @@ def _run_trials(
         known=rows,
         by_rank=task.synthetic,
         timed=not request.deterministic,
-        memory=None if plan.engine.name == "cuda" else functools.partial(_memory, task),
+        # A GPU's memory is another, and what is free at the moment must not decide where results are to repeat.
+        memory=None if plan.engine.name == "cuda" or request.deterministic else functools.partial(_memory, task),
     )
     if dispatcher.finished:
         return False
@@ -395,9 +418,12 @@ def _run_trials(
         place = offer_files((*task.train, *task.selection), settings) if request.address else None
         listener.begin(budget)
         try:
-            return run_trials(dispatcher, task, workers, place, folder / SCRATCH)
+            interrupted = run_trials(dispatcher, task, workers, place, folder / SCRATCH)
         finally:
             listener.end()
+    if dispatcher.refusal is not None and (budget.seconds is None or budget.left > _WORTH_A_WORD * budget.seconds):
+        listener.say(f"no further trial began: {dispatcher.refusal}")
+    return interrupted
 
 
 def _champion(

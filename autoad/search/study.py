@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import sqlite3
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,29 @@ from autoad.settings import Settings
 __all__ = ["Proposer", "objective_of", "study_storage"]
 
 
+def _set_aside_if_damaged(path: Path) -> None:
+    """Make way for a new file: whatever a power failure has left, each search makes its study again from its rows."""
+    if not path.exists():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            sound = connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+    except sqlite3.OperationalError:  # out of reach, or locked: that is no damage
+        return
+    except sqlite3.DatabaseError:
+        sound = False
+    if not sound:
+        for file in (path, *(path.with_name(path.name + ending) for ending in ("-wal", "-shm"))):
+            if file.exists():
+                file.rename(file.with_name(f"{file.name}.damaged-{time.time_ns()}"))
+
+
 def study_storage(settings: Settings) -> optuna.storages.RDBStorage:
     """Where the studies of all searches are, for ``optuna-dashboard`` too."""
     # Optuna makes its tables without a lock: of two processes that begin at once one would fail.
     with (settings.data_dir / "optuna.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        _set_aside_if_damaged(settings.data_dir / "optuna.db")
         storage = optuna.storages.RDBStorage(f"sqlite:///{settings.data_dir / 'optuna.db'}")
     # A study repeats what the metadata database knows, so it need not survive a power failure: six times as fast.
     sqlalchemy.event.listen(storage.engine, "connect", _hurry)
@@ -67,12 +87,15 @@ class Proposer:
         study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
         return cls(study, spaces, seed=seed, liar=liar)
 
-    def ask(self, algorithm: str | None, config: Mapping[str, Any]) -> tuple[optuna.Trial, str, dict[str, Any]]:
+    def ask(
+        self, algorithm: str | None, config: Mapping[str, Any], *, at_random: bool = False
+    ) -> tuple[optuna.Trial, str, dict[str, Any]]:
         """A new trial.
 
         Args:
             algorithm: its algorithm; None to let the sampler choose that, too.
             config: hyperparameters that are given; the sampler chooses the others.
+            at_random: whether it is to do so blindly.
 
         Returns:
             Optuna's trial, the algorithm, its hyperparameters.
@@ -82,18 +105,20 @@ class Proposer:
         """
         fixed = {} if algorithm is None else {"algorithm": algorithm} | self._spaces[algorithm].encode(config)
         with _quiet(), _written():
-            sampler: optuna.samplers.BaseSampler = self._sampler()
+            sampler = self._sampler(at_random)
             self._study.sampler = optuna.samplers.PartialFixedSampler(fixed, sampler) if fixed else sampler
             trial = self._study.ask()
             return trial, *suggest_config(trial, self._spaces)
 
-    def _sampler(self) -> optuna.samplers.TPESampler:
+    def _sampler(self, at_random: bool) -> optuna.samplers.BaseSampler:
         """Seeded by how many trials have ended, and how often it was asked since.
 
         So a resumed search goes on where it stopped: whatever was asked for in vain, or was cut off, is not counted.
         """
         seed = int(np.random.SeedSequence([self._seed, self._ended, self._asked]).generate_state(1)[0])
         self._asked += 1
+        if at_random:
+            return optuna.samplers.RandomSampler(seed=seed)
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=self._liar)
 
     def tell(self, trial: optuna.Trial, row: TrialRow, objective: float | None) -> None:

@@ -27,7 +27,14 @@ from ray.tune import TuneError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from autoad.errors import AutoADError, StateError, StorageFullError, TrialMemoryError
+from autoad.errors import (
+    AutoADError,
+    FileStoreError,
+    StateError,
+    StorageFullError,
+    TrialMemoryError,
+    UnreadableImageError,
+)
 from autoad.search.cluster import Workers, explain_death
 from autoad.search.dispatch import Dispatcher
 from autoad.search.jobs import Job
@@ -54,9 +61,11 @@ class WorkerActor(tune.Trainable):  # type: ignore[misc]
 
         torch.set_num_threads(1)
         self._node, self._unfit = platform.node(), ""
+        self._away = place is not None
         self._job: Job | None = None
         self._reports: Iterator[TrialReport] | None = None
-        self._memory = free_memory()
+        self._cuda = task.engine.name == "cuda"
+        self._memory = None if self._cuda else free_memory()  # a GPU's is another
         try:
             if place is not None:
                 self._node, features_dir = place.settle()
@@ -68,6 +77,10 @@ class WorkerActor(tune.Trainable):  # type: ignore[misc]
     def assign(self, job: Job | None) -> None:
         """Take another job, or none for now; what was under way is dropped."""
         self._job, self._reports = job, None
+        if self._cuda:
+            import torch
+
+            torch.cuda.empty_cache()  # for the other workers of the GPU
 
     def step(self) -> dict[str, Any]:
         """Get the job's features, then go on to the next evaluation; a failure is a result, never an exception."""
@@ -92,6 +105,12 @@ class WorkerActor(tune.Trainable):  # type: ignore[misc]
         except StorageFullError as error:
             self._job = None
             return result | {"full": str(error)}
+        except (FileStoreError, UnreadableImageError) as error:
+            self._job = None
+            if self._away:  # the driver read these pictures; it is this node that cannot have them
+                self._unfit = str(error)
+                return result | {"lost": f"node {self._node} cannot get the pictures ({error})"}
+            return result | {"failure": str(error), "out_of_memory": False}
         except Exception as error:
             self._job = None
             reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
@@ -112,6 +131,7 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
         self._fruitless = 0
         self._unfit: dict[str, str] = {}
         self._memory: dict[str, int] = {}
+        self._killed: set[str] = set()
         self.error: AutoADError | None = None
         self.interrupted = False
 
@@ -130,11 +150,15 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
 
     def _answer(self, trial: Any, result: dict[str, Any]) -> str:
         worker = trial.trial_id
+        if worker in self._killed:  # this was on its way
+            return str(TrialScheduler.CONTINUE)
         self._actors[worker] = trial.temporary_state.ray_actor
         if "full" in result:
             raise StateError(f"{result['full']} (node {result['node']})")
         if "failure" in result:
             self._dispatcher.failed(worker, result["failure"], out_of_memory=result["out_of_memory"])
+        elif "lost" in result:
+            self._dispatcher.lost(worker, result["lost"])
         elif "loaded" in result:
             self._dispatcher.loaded(worker, result["loaded"])
             return str(TrialScheduler.CONTINUE)
@@ -150,7 +174,7 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
                 self.error = StateError(f"no node is fit to run trials: {result['unfit']}")
             return str(TrialScheduler.CONTINUE)
         node = result["node"]
-        if "memory" in result:  # what the first worker of a node found free, before any trial took some
+        if result.get("memory") is not None:  # what the first worker of a node found free, before any trial took some
             self._memory.setdefault(node, result["memory"])
         job = self._dispatcher.next_job(worker, node, self._memory.get(node))
         if job is not None:
@@ -164,6 +188,7 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
         """A worker has died."""
         worker = trial.trial_id
         self._actors.pop(worker, None)
+        self._unfit.pop(worker, None)
         if worker not in self._dispatcher.running():
             self._fruitless += 1
             if self._fruitless > _FRUITLESS_STARTS * max(1, self._workers.count):
@@ -171,7 +196,7 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
                 self.error = StateError(f"no worker process comes up: {reason}")
             return
         try:
-            self._dispatcher.lost(worker, _what_happened(trial))
+            self._dispatcher.lost(worker, _what_happened(trial), hung=worker in self._killed)
         except AutoADError as error:
             self.error = error
 
@@ -184,6 +209,7 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
             return True  # there is nobody left who could kill a worker; they go by themselves
         self._dispatcher.resize(self._workers.count)
         for worker in self._dispatcher.overdue():
+            self._killed.add(worker)
             self._kill(worker)
         if self.error is None and not self.interrupted and not self._dispatcher.overran(_OVERRUN):
             # A worker that waits for a machine that has gone will never answer, and must not keep the search up.
@@ -328,7 +354,9 @@ def run_trials(dispatcher: Dispatcher, task: TrialTask, workers: Workers, place:
         tuner.fit()
     except (RayError, TuneError, ConnectionError) as error:
         if conductor.error is None:
-            conductor.error = StateError(f"Ray has failed ({str(error).strip().splitlines()[-1]})")
+            conductor.error = StateError(
+                f"Ray has failed ({str(error).strip().partition(chr(10))[0] or type(error).__name__})"
+            )
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -71,12 +71,13 @@ def add(database: Database, search_id: str, owner: str) -> None:
 def test_a_process_is_gone_when_it_is_over_and_not_before() -> None:
     assert not is_gone(this_process(), None)
     assert is_gone(dead_process(), utc_now())
-    host, pid, start = this_process().split("/")
-    assert is_gone(f"{host}/{pid}/{int(start) + 1}", utc_now()), "another process of the same number"
+    host, kernel, pid, start = this_process().split("/")
+    assert is_gone(f"{host}/{kernel}/{pid}/{int(start) + 1}", utc_now()), "another process of the same number"
+    assert not is_gone(f"{host}/other/{pid}/{int(start) + 1}", utc_now()), "a container of the same name: its heartbeat"
 
 
 def test_on_another_machine_the_heartbeat_decides() -> None:
-    elsewhere = f"not-{socket.gethostname()}/1/1"
+    elsewhere = f"not-{socket.gethostname()}/kernel/1/1"
     assert not is_gone(elsewhere, utc_now())
     assert is_gone(elsewhere, utc_now() - datetime.timedelta(seconds=60))
     assert is_gone(elsewhere, (utc_now() - datetime.timedelta(seconds=60)).replace(tzinfo=None)), "as SQLite tells it"

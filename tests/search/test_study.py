@@ -137,3 +137,13 @@ def test_two_processes_that_begin_at_once_make_one_study_database(tmp_path: Path
 def _open_at_once(barrier: threading.Barrier, folder: Path) -> None:
     barrier.wait()
     study_storage(Settings(data_dir=folder))
+
+
+@pytest.mark.parametrize("damage", [b"no database at all", b"SQLite format 3\0" + bytes(5000)])
+def test_a_damaged_file_is_set_aside(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "optuna.db").write_bytes(damage)
+    proposer = Proposer.open(study_storage(Settings(data_dir=tmp_path)), "abc", SPACES, seed=0, liar=False)
+    proposer.reconcile([row(0, "complete", 0.8)], "image_auroc")
+    assert optuna.load_study(study_name="abc", storage=f"sqlite:///{tmp_path / 'optuna.db'}").best_value == 0.8
+    (kept,) = tmp_path.glob("optuna.db.damaged-*")
+    assert kept.read_bytes() == damage
