@@ -221,7 +221,7 @@ def finished(patient: Patient) -> list[object]:
 def hurt_steady(folder: Path, pictures: Path, order: list[str], moments: Iterator[float]) -> list[Outcome]:
     """A deterministic search through all its faults, beside a twin; both begin in the same fresh folder at once."""
     settings = Settings(data_dir=folder)
-    options = ("--deterministic", "--trials", str(3 * len(order) + 3), *ALGORITHMS)
+    options = ("--deterministic", "--trials", str(8 * len(order)), *ALGORITHMS)
     environment = {"AUTOAD_DATABASE_PATIENCE": str(PATIENCE)}
     steady = Patient(settings, pictures, "steady", *options, **environment)
     twin = Patient(settings, pictures, "twin", *options)
