@@ -39,7 +39,6 @@ from autoad.features import find_weights
 
 __all__ = [
     "ClusterWorkers",
-    "Death",
     "LocalWorkers",
     "Workers",
     "check_reachable",
@@ -215,22 +214,7 @@ def join_ray(address: str, *, backbones: Iterable[str], cuda: bool, alone: bool)
         ray.shutdown()
 
 
-@dataclasses.dataclass(frozen=True)
-class Death:
-    """Why a worker's process ended.
-
-    Attributes:
-        node: name of its node, None where Ray does not say.
-        node_lost: whether the whole node has gone, rather than the process alone.
-        reason: in words.
-    """
-
-    node: str | None
-    node_lost: bool
-    reason: str
-
-
-def explain_death(text: str) -> Death:
+def explain_death(text: str) -> str:
     """What became of a worker, from what Ray says of it."""
     found = re.search(r"^\s*ip: (\S+)", text, re.MULTILINE)
     address = found[1] if found else None
@@ -238,9 +222,9 @@ def explain_death(text: str) -> Death:
     name = next((str(node["NodeName"]) for node in nodes), address)
     # "its node": Ray's own words. A process may also be seen to die just before its node is, hence the second look.
     if "its node has died" in text or (nodes and not any(node["Alive"] for node in nodes)):
-        return Death(name, True, f"the node {name} was lost (it died or was cut off)")
+        return f"the node {name} was lost (it died or was cut off)"
     where = f" on node {name}" if name else ""
-    return Death(name, False, f"its process died{where}, most likely out of memory")
+    return f"its process died{where}, most likely out of memory"
 
 
 def _keep_off_stdout() -> None:

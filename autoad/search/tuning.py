@@ -234,7 +234,7 @@ def _what_happened(trial: Any) -> str:
         said = Path(trial.error_file).read_text()
     except (OSError, TypeError):  # the disk is full, or Tune had no folder for it
         said = ""
-    return explain_death(said).reason
+    return explain_death(said)
 
 
 def _row_update(report: TrialReport) -> dict[str, Any]:
