@@ -63,12 +63,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 TUNING: dict[str, dict[str, Any]] = {
-    "shares: temperature 0.5": {"constants": {"shares._TEMPERATURE": 0.5}},
-    "shares: temperature 2": {"constants": {"shares._TEMPERATURE": 2.0}},
-    "shares: floor 0.1": {"constants": {"shares._SMALLEST_SHARE": 0.1}},
-    "budget: trial share 0.03": {"constants": {"budget._TRIAL_SHARE": 0.03}},
-    "budget: trial share 0.12": {"constants": {"budget._TRIAL_SHARE": 0.12}},
-    "ladders: from 9 epochs": {"constants": {"ladders._START": 9}},
+    "temperature 2": {"constants": {"shares._TEMPERATURE": 2.0}},
+    "floor 0.1": {"constants": {"shares._SMALLEST_SHARE": 0.1}},
+    "trial share 0.03": {"constants": {"budget._TRIAL_SHARE": 0.03}},
+    "trial share 0.03, floor 0.1": {"constants": {"budget._TRIAL_SHARE": 0.03, "shares._SMALLEST_SHARE": 0.1}},
+    "trial share 0.03, temperature 2": {"constants": {"budget._TRIAL_SHARE": 0.03, "shares._TEMPERATURE": 2.0}},
+    "ladders from 9 epochs": {"constants": {"ladders._START": 9}},
 }
 """Other values of the product's constants; ``--tune`` compares them with the full search as it is."""
 
