@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: install demo test browser lint clean
+.PHONY: install machines demo test faults browser lint clean
 
 install: $(VENV)/.installed
 
@@ -22,8 +22,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	@.ci/demo $(BIN)/autoad $(DEMO)
 
-test: install browser
+# What the tests of several machines need of Debian: namespaces, and a database server.
+machines:
+	@command -v ip nsenter setpriv ps >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+		{ apt-get update -q && apt-get install -q -y iproute2 util-linux procps postgresql; }
+
+test: install machines browser
 	$(BIN)/python -m pytest
+
+# Every fault five times over; prints how long each took to recover from.
+faults: install machines
+	$(BIN)/python -m pytest -m faults --capture=no
 
 # The report's tests look at it as a reader does.
 browser:

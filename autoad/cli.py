@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,8 +38,12 @@ def _seconds(text: str) -> float:
     return total
 
 
+_ON_RESUME = {"resume", "time", "trials", "patience", "trial_timeout", "address", "mlflow", "as_json"}
+
+
 @app.command()
 def search(
+    context: typer.Context,
     data: Annotated[
         Path | None, typer.Option(help="Folder of pictures (MVTec layout, or good/ and bad/) or a manifest.")
     ] = None,
@@ -59,9 +64,9 @@ def search(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="One worker, no clock: repeats exactly. 16 trials, 5 epochs.")
     ] = False,
-    warm_start: Annotated[
-        bool, typer.Option("--warm-start/--no-warm-start", help="After the defaults, try what earlier searches found.")
-    ] = True,
+    no_warm_start: Annotated[
+        bool, typer.Option("--no-warm-start", help="Try nothing that earlier searches of similar pictures found.")
+    ] = False,
     max_epochs: Annotated[
         int | None, typer.Option(min=1, help="Lower the ceiling of epochs of all algorithms.")
     ] = None,
@@ -88,10 +93,23 @@ def search(
 
     listener = FanOut(ConsoleListener(), TensorBoardTracker(), *([MlflowTracker()] if mlflow else []))
     if resume:
-        if data is not None:
-            raise UsageError("--resume must stand without --data: a search keeps the pictures that it began with")
-        limit = _seconds(time) if time else None
-        _show(resume_search(resume, listener, seconds=limit, trials=trials), as_json)
+        sources = {name: context.get_parameter_source(name) for name in context.params}
+        given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+        if kept := sorted(given - _ON_RESUME):
+            raise UsageError(
+                f"--{kept[0].replace('_', '-')} cannot be changed: a resumed search goes on as it began; only "
+                f"--time, --trials, --patience, --trial-timeout, --address and --mlflow may be given"
+            )
+        resumed = resume_search(
+            resume,
+            listener,
+            seconds=_seconds(time) if time else None,
+            trials=trials,
+            patience=patience,
+            trial_timeout=_seconds(trial_timeout) if trial_timeout else None,
+            address=address or None,
+        )
+        _show(resumed, as_json)
         return
     if data is None:
         raise UsageError("a search needs pictures: give --data FOLDER, or --resume NAME to go on with an earlier one")
@@ -106,7 +124,7 @@ def search(
         name=name,
         space=space,
         deterministic=deterministic,
-        warm_start=warm_start,
+        warm_start=not no_warm_start,
         max_epochs=max_epochs,
         false_positive_rate=false_positive_rate,
         patience=patience,
@@ -291,6 +309,7 @@ def main() -> None:
     """Run the command line; errors that autoad raises on purpose become one line and an exit code."""
     from autoad.errors import AutoADError
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # who is told to terminate does so as on Ctrl-C
     try:
         app()
     except AutoADError as error:

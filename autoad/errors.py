@@ -25,6 +25,7 @@ A message says what is wrong, names the thing, and says what to do about it.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,7 +46,10 @@ __all__ = [
     "UnreadableImageError",
     "UsageError",
     "WeightsError",
+    "is_full",
 ]
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class AutoADError(Exception):
@@ -153,6 +157,11 @@ class NoTrialSucceededError(AutoADError):
     """No trial of the search produced a model."""
 
     exit_code = 3
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the disk, or the user's share of it, has no room: no fault of what was being done."""
+    return isinstance(error, StorageFullError) or (isinstance(error, OSError) and error.errno in _FULL)
 
 
 def _megabytes(size: int) -> str:

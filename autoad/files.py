@@ -139,7 +139,7 @@ class FileStore:
             raise self._explained("read", error) from error
         if (digest := hashlib.sha256(data).hexdigest()) != sha256:
             raise FileStoreError(
-                f"the file store {self.name} must hold {sha256} but what lies there has sha256 {digest}"
+                f"the file store {self.name} must hold {sha256} but what lies there is damaged: sha256 {digest}"
             )
         return data
 

@@ -114,6 +114,7 @@ class TrialRow(_Record):
         variants: how many settings of post-fit hyperparameters were compared on the one fit; ``config`` has the best.
         peak_memory_mb: most memory that the trial took, beyond what its worker held before.
         model_mb: size of what was learnt.
+        curve: objective by epoch at which it was evaluated.
         feature_seconds: the part of ``seconds`` that went into getting its features.
         predicted_seconds: what the cost model had expected of ``seconds``; None before it could tell.
         attempts: how often it was begun; more than one after its worker was lost or ran out of memory.
@@ -139,6 +140,7 @@ class TrialRow(_Record):
     variants: int = 1
     peak_memory_mb: float | None = None
     model_mb: float | None = None
+    curve: dict[int, float] = Field(default_factory=dict)
     feature_seconds: float | None = None
     predicted_seconds: float | None = None
     attempts: int = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ByteSize, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import ByteSize, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from autoad.errors import UsageError
@@ -23,6 +23,8 @@ class Settings(BaseSettings):
             driver's node.
         features_limit: bytes that the feature store may take on this machine (``20GB``); None for half of what the disk
             would have free without it.
+        memory_limit: bytes that trials may take together on this machine (``8GB``); None for what is free.
+        database_patience: seconds that a search waits for metadata that cannot be written before it stops.
         project: name under which datasets, searches and models are kept apart from other projects'.
     """
 
@@ -33,6 +35,8 @@ class Settings(BaseSettings):
     database_url: str = ""
     files_url: str = ""
     features_limit: ByteSize | None = None
+    memory_limit: ByteSize | None = None
+    database_patience: float = Field(default=60.0, ge=0, allow_inf_nan=False)
     project: str = "default"
 
     @field_validator("data_dir", "weights_dir")
@@ -41,9 +45,9 @@ class Settings(BaseSettings):
         """Workers run in folders of their own, and a model's address must hold everywhere."""
         return None if folder is None else folder.expanduser().absolute()
 
-    @field_validator("features_limit", mode="before")
+    @field_validator("features_limit", "memory_limit", mode="before")
     @classmethod
-    def _size(cls, size: object) -> object:
+    def _size(cls, size: object, info: ValidationInfo) -> object:
         """Say by its own name what is wrong.
 
         Raises:
@@ -56,7 +60,8 @@ class Settings(BaseSettings):
         except ValidationError:
             parsed = None
         if not parsed or parsed < 0:
-            raise UsageError(f"AUTOAD_FEATURES_LIMIT must be a size such as 20GB or 500MiB but got {size!r}")
+            name = f"AUTOAD_{str(info.field_name).upper()}"
+            raise UsageError(f"{name} must be a size such as 20GB or 500MiB but got {size!r}")
         return parsed
 
     @property

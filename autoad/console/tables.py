@@ -66,7 +66,8 @@ def print_result(result: SearchResult, *, top: int = 15) -> None:
         )
     champion = result.champion
     if champion is None:
-        out.print(f"\nno champion (search {result.status})")
+        hint = f"; go on with: autoad search --resume {result.search_id}" if result.status == "interrupted" else ""
+        out.print(f"\nno champion (search {result.status}){hint}", soft_wrap=True)
         return
     test, default = champion.test, champion.default_patchcore
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -35,8 +35,7 @@ def is_lost(search: Search) -> bool:
 def seconds_so_far(search: Search) -> float:
     """The search's own time; interruptions do not count. Of a running search it is known to within some seconds."""
     if search.status != "running":
-        done: float = search.summary["seconds"]
-        return done or search.spent
+        return max(float(search.summary["seconds"]), search.spent)
     if search.heartbeat is None or is_lost(search):
         return search.spent
     return search.spent + (utc_now() - _aware(search.heartbeat)).total_seconds()

@@ -14,20 +14,29 @@ LEASE_SECONDS = 30.0
 
 
 def this_process() -> str:
-    """``HOST/PID/START``; the start, in clock ticks since boot, tells a process from a later one of the same number."""
-    return f"{socket.gethostname()}/{os.getpid()}/{_start(os.getpid())}"
+    """``HOST/KERNEL/PID/START``.
+
+    The start, in clock ticks since boot, tells a process from a later one of the same number; the kernel (its boot and
+    its namespace of processes) tells hosts and containers of one name apart.
+    """
+    return f"{_here()}/{os.getpid()}/{_start(os.getpid())}"
 
 
 def is_gone(owner: str, heartbeat: datetime.datetime | None) -> bool:
     """Whether the process ``owner`` no longer exists; on another machine, whether its heartbeat has stopped."""
-    host, pid, start = owner.rsplit("/", 2)
-    if host == socket.gethostname():
+    where, pid, start = owner.rsplit("/", 2)
+    if where == _here():
         return _start(int(pid)) != start
     if heartbeat is None:
         return True
     if heartbeat.tzinfo is None:  # SQLite keeps no time zone
         heartbeat = heartbeat.replace(tzinfo=datetime.UTC)
     return (datetime.datetime.now(datetime.UTC) - heartbeat).total_seconds() > LEASE_SECONDS
+
+
+def _here() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+    return f"{socket.gethostname()}/{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"
 
 
 def _start(pid: int) -> str:

@@ -29,13 +29,16 @@ __all__ = ["Database"]
 _MIGRATION_LOCK = 0x6175746F  # any number that nobody else in the database is likely to lock
 
 
-def _configure_sqlite(connection: Any, _record: Any) -> None:
+_BUSY_SECONDS = 30.0
+
+
+def _configure_sqlite(connection: Any, patience: float) -> None:
     if isinstance(connection, sqlite3.Connection):
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.execute("PRAGMA busy_timeout=30000")
+        cursor.execute(f"PRAGMA busy_timeout={int(1000 * min(_BUSY_SECONDS, patience))}")
         cursor.close()
 
 
@@ -56,7 +59,8 @@ class Database:
         try:
             settings.data_dir.mkdir(parents=True, exist_ok=True)
             self._engine = sqlalchemy.create_engine(settings.sqlalchemy_url)
-            event.listen(self._engine, "connect", _configure_sqlite)
+            patience = settings.database_patience
+            event.listen(self._engine, "connect", lambda connection, _record: _configure_sqlite(connection, patience))
             self._migrate()
         except (OSError, ImportError, sqlalchemy.exc.SQLAlchemyError, alembic.util.CommandError) as error:
             if settings.database_url:
@@ -129,10 +133,21 @@ class Database:
             raise UsageError(f"there is a search named {name!r} already; choose another --name") from error
 
     def update_search(
-        self, search_id: str, *, status: str | None = None, summary: dict[str, Any] | None = None
+        self,
+        search_id: str,
+        *,
+        status: str | None = None,
+        summary: dict[str, Any] | None = None,
+        owner: str | None = None,
     ) -> None:
-        """Change a search's status, its summary, or both, in one transaction."""
+        """Change a search's status, its summary, or both, in one transaction.
+
+        Raises:
+            LeaseLostError: ``owner`` is given and the search has another one now.
+        """
         with self._transaction() as session:
+            if owner is not None:
+                self._renew(session, search_id, owner, {})
             search = session.get_one(Search, search_id)
             if summary is not None:
                 search.summary = summary
@@ -141,20 +156,27 @@ class Database:
                 search.finished = None if status == "running" else utc_now()
                 search.owner = search.owner if status == "running" else None
 
-    def take_over(self, search_id: str, owner: str) -> Search:
-        """Become the owner of a search that nobody carries out any more.
+    def take_over(self, search_id: str, owner: str, request: dict[str, Any] | None = None) -> Search:
+        """Become the owner of a search that nobody carries out any more; ``request`` is what is asked of it now.
 
         Raises:
-            UsageError: somebody does.
+            UsageError: somebody does, or it has been completed.
         """
         with self._transaction() as session:
             search = session.get_one(Search, search_id)
+            if search.status == "complete":
+                raise UsageError(f"the search {search.name!r} is complete; there is nothing to resume")
             if search.owner is not None and not is_gone(search.owner, search.heartbeat):
                 raise UsageError(
                     f"the search {search.name!r} is being carried out by process {search.owner}; wait for its end, or "
                     "stop it first"
                 )
-            mine = {"owner": owner, "heartbeat": utc_now(), "status": "running", "finished": None}
+            mine = {
+                "owner": owner,
+                "heartbeat": utc_now(),
+                "status": "running",
+                "finished": None,
+            } | ({} if request is None else {"request": request})
             same = update(Search).where(Search.id == search_id, Search.owner.is_not_distinct_from(search.owner))
             if (
                 session.scalar(same.values(mine).returning(Search.id)) is None
@@ -217,8 +239,10 @@ class Database:
             raise UsageError("there is no search yet; start one with: autoad search --data FOLDER")
         raise UsageError(f"there is no search {name!r}; the newest are: {', '.join(s.name for s in known)}")
 
-    def write_trial(self, search_id: str, row: TrialRow, *, owner: str | None = None) -> None:
-        """Insert or replace the row of a trial.
+    def write_trial(
+        self, search_id: str, row: TrialRow, *, owner: str | None = None, spent: float | None = None
+    ) -> None:
+        """Insert or replace the row of a trial; ``spent`` is the search's own time so far, in seconds.
 
         Raises:
             LeaseLostError: ``owner`` is given and the search has another one now.
@@ -226,7 +250,7 @@ class Database:
         finished = None if row.status == "running" else utc_now()
         with self._transaction() as session:
             if owner is not None:
-                self._renew(session, search_id, owner, {})
+                self._renew(session, search_id, owner, {} if spent is None else {"spent": spent})
             trial = session.get(Trial, (search_id, row.trial))
             if trial is None:
                 trial = Trial(search_id=search_id, number=row.trial, project=self.project)

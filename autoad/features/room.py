@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from autoad.errors import StorageFullError, UsageError
+from autoad.errors import StorageFullError, UsageError, is_full
 from autoad.features.shard import is_finished, remove_shard
 
 __all__ = ["TABLE_LOCK", "Room", "hold", "storing"]
@@ -28,7 +27,6 @@ TABLE_LOCK = "lock"
 
 _ROOM_LOCK = "room.lock"
 _SHARE = 0.5
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +160,7 @@ def storing(folder: Path, needed: int = 0, undo: Callable[[], object] | None = N
     except OSError as error:
         if undo is not None:
             undo()
-        if error.errno in _FULL:
+        if is_full(error):
             raise StorageFullError(folder, needed, _free(folder)) from error
         raise UsageError(
             f"the feature store {folder} must be writable but {error.strerror or error}; set AUTOAD_DATA_DIR to "

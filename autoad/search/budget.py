@@ -6,9 +6,13 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-__all__ = ["Budget"]
+__all__ = ["TRIALS_SHARE", "Budget"]
+
+TRIALS_SHARE = 0.82
+"""Of a search's time, what is for trials; the rest is for the champion."""
 
 _TRIAL_SHARE = 0.06
+_TIMEOUT_TO_FIT = 0.8
 _NO_NEW_TRIALS = 0.02
 _TIMEOUT_SHARE = 0.25
 _SHORTEST_TIMEOUT, _TIMEOUT_WITHOUT_LIMIT = 60.0, 3600.0
@@ -63,10 +67,14 @@ class Budget:
         return self.seconds is not None and self.elapsed > self.seconds * (1 - _NO_NEW_TRIALS)
 
     def share(self) -> float | None:
-        """Seconds for which the next trial of an algorithm that trains may fit; None for no limit."""
+        """Seconds for which the next trial of an algorithm that trains may fit; None for no limit.
+
+        However many workers there are, it has come to its end well before it would count as hanging.
+        """
         if self.seconds is None:
             return None
-        return max(0.0, min(_TRIAL_SHARE * self.seconds * self.workers, self.left))
+        longest = _TIMEOUT_TO_FIT * min(self.trial_timeout(), _TIMEOUT_SHARE * self.seconds)
+        return max(0.0, min(_TRIAL_SHARE * self.seconds * self.workers, longest, self.left))
 
     def trial_timeout(self) -> float:
         """Seconds after which a trial counts as hanging."""

@@ -20,7 +20,7 @@ import torch
 import autoad
 from autoad.algorithms import Prediction, get_algorithm
 from autoad.data import Dataset, Picture, Roles, load_mask
-from autoad.errors import ArtifactError, TrialError
+from autoad.errors import ArtifactError, TrialError, is_full
 from autoad.evaluation import (
     PixelIntervals,
     bootstrap_interval,
@@ -31,7 +31,16 @@ from autoad.evaluation import (
     paired_difference,
 )
 from autoad.features import FeatureStore, find_weights
-from autoad.models import ArtifactMetrics, Backbone, Member, Model, Provenance, save_model, write_manifest
+from autoad.models import (
+    ArtifactMetrics,
+    Backbone,
+    Member,
+    Model,
+    Provenance,
+    read_manifest,
+    save_model,
+    write_manifest,
+)
 from autoad.models.speed import measure_speed
 from autoad.schema import Champion, Difference, Evidence, TestMetrics, TrialRow
 from autoad.search.final_scores import FinalScore, write_final_scores
@@ -114,6 +123,14 @@ def fit_model(
     )
     save_model(folder, name, member, detector.tensors(), provenance)
     return Model.load(folder, threads=threads)
+
+
+def _is_of(folder: Path, search: str) -> bool:
+    """Whether a model is what this very search has made."""
+    try:
+        return read_manifest(folder).provenance.search == search
+    except ArtifactError:
+        return False
 
 
 def _test(model: Model, calibration_scores: _Scores, pictures: Sequence[Picture], seed: int) -> _Tested:
@@ -224,6 +241,8 @@ def finish_champion(
         try:
             model = fit_model(scratch / "champion", name, row, task, normals, provenance, threads=threads)
         except Exception as error:
+            if is_full(error):  # every other trial would meet the same disk
+                raise
             raise RefitError(f"trial {row.trial} ({row.algorithm}) could not be refitted: {error}") from error
         model, calibrated, scores = model.calibrate(calibration, rate)
         write_manifest(scratch / "champion", model.manifest)
@@ -266,6 +285,8 @@ def finish_champion(
         kept = _final_scores("champion", champion, roles)
         write_final_scores(scores_file, kept + (_final_scores("default_patchcore", default, roles) if default else []))
         final = models_dir / name
+        if _is_of(final, search):  # its process was killed between this and the last word to the database
+            final.rename(scratch / "before")
         (scratch / "champion").rename(final)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,9 +1,8 @@
 """Where trials run: a Ray instance of our own, or a cluster that somebody else runs.
 
 The nodes of a cluster need nothing in common but Ray's network. A worker knows its node's own folders only: features
-are computed once per node, in the ``AUTOAD_DATA_DIR`` that Ray was started with there; pictures that the node does not
-have come from the file store (``AUTOAD_FILES_URL``) or, without one, from a :class:`Desk` on the driver's node, a
-picture a message. autoad itself must be installed on each node, in the driver's version: what a worker needs besides
+are computed once per node, in the ``AUTOAD_DATA_DIR`` that Ray was started with there (:mod:`autoad.search.place`).
+autoad itself must be installed on each node, in the driver's version: what a worker needs besides
 (PyTorch, weights) is far larger than it.
 
 A node that dies, or that the network cuts off, takes its trials with it. Ray says so when its head misses the node's
@@ -14,52 +13,48 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import hashlib
 import logging
 import os
-import platform
 import re
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import autoad
-from autoad.data import Picture
-from autoad.errors import AutoADError, FileStoreError, UsageError
+from autoad.errors import AutoADError, StateError, UsageError
 from autoad.features import find_weights
-from autoad.files import FileStore, Source, read_file, use_source
-from autoad.settings import Settings, get_settings
 
 __all__ = [
     "ClusterWorkers",
     "Death",
-    "Desk",
     "LocalWorkers",
-    "Place",
     "Workers",
     "check_reachable",
     "explain_death",
     "join_ray",
     "local_ray",
-    "offer_files",
 ]
 
+_logger = logging.getLogger(__name__)
 _TRIALS_PER_GPU = 4
-_ANSWER_SECONDS = 60.0
 _CONNECT_SECONDS = 5.0
+_ANSWER_SECONDS = 60.0
 _RECOUNT_SECONDS = 1.0
-_READERS = 4
 _FOLDER, _LOCK = "autoad-ray-", "lock"
+_MACHINERY = frozenset({"raylet", "gcs_server"})
 
 
 class Workers(Protocol):
@@ -73,13 +68,29 @@ class Workers(Protocol):
     def count(self) -> int:
         """Trials that run side by side, as things stand."""
 
+    def check(self) -> None:
+        """Raise :class:`StateError` if Ray itself has died: it would end this process without a word."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LocalWorkers:
-    """Workers on this machine."""
+    """Workers on this machine.
+
+    Attributes:
+        count: trials that run side by side.
+        gpus_each: GPUs of each.
+        machinery: Ray's own processes, which :func:`local_ray` fills in.
+    """
 
     count: int
     gpus_each: float = 0.0
+    machinery: list[psutil.Process] = dataclasses.field(default_factory=list, compare=False)
+
+    def check(self) -> None:
+        """Raise :class:`StateError` if one of Ray's own processes has died."""
+        for process in self.machinery:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                raise StateError("a process of Ray's own has died (was it killed, or the machine out of memory?)")
 
     @classmethod
     def here(cls, *, cuda: bool, alone: bool) -> LocalWorkers:
@@ -112,34 +123,58 @@ class ClusterWorkers:
             self._counted = (now, max(1, 1 if self._alone else count))
         return self._counted[1]
 
+    def check(self) -> None:
+        """Nothing: Ray's processes belong to whoever runs the cluster."""
+
 
 @contextmanager
 def local_ray(workers: LocalWorkers) -> Iterator[None]:
     """A Ray instance of our own that listens on loopback only, and leaves nothing behind."""
     _remove_leftovers()
-    # A Unix socket's path must stay below 108 characters, so this cannot lie in the data folder.
-    folder = tempfile.mkdtemp(prefix=_FOLDER)
-    lock = os.open(Path(folder, _LOCK), os.O_CREAT | os.O_WRONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    folder, lock = _locked_folder()
     # When this process is killed its Ray is, too; the agents of Ray's node would look for their head for a minute more.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    _keep_off_stdout()
     try:
-        ray.init(
+        _init_ray(
             address="local",
             num_cpus=workers.count,
             num_gpus=None if workers.gpus_each else 0,
             object_store_memory=200 * 2**20,
             include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=folder,
+            _temp_dir=str(folder),
         )
+        children = psutil.Process().children()
+        workers.machinery.extend(child for child in children if child.name() in _MACHINERY)
         yield
     finally:
+        workers.machinery.clear()
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _init_ray(**options: Any) -> None:
+    """Connect to Ray; it would have SIGTERM end this process in a way of its own, now and after it is shut down."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _locked_folder() -> tuple[Path, int]:
+    """A folder for Ray's sockets and logs, and the lock in it that says that its driver lives."""
+    while True:
+        # A Unix socket's path must stay below 108 characters, so this cannot lie in the data folder.
+        folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
+        lock = os.open(folder / _LOCK, os.O_CREAT | os.O_WRONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / _LOCK).exists():  # nobody else has tidied it away before it was locked
+            return folder, lock
         os.close(lock)
 
 
@@ -165,8 +200,9 @@ def join_ray(address: str, *, backbones: Iterable[str], cuda: bool, alone: bool)
     Raises:
         UsageError: the cluster cannot be reached or refuses, or a node lacks what trials need.
     """
+    _keep_off_stdout()
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        _init_ray(address=address)
     except (RayError, RuntimeError, OSError, ValueError) as error:
         raise UsageError(_refusal(address, error)) from error
     try:
@@ -177,103 +213,6 @@ def join_ray(address: str, *, backbones: Iterable[str], cuda: bool, alone: bool)
         yield workers
     finally:
         ray.shutdown()
-
-
-class Desk:
-    """Hands out files of the driver's node, one at a time; an actor.
-
-    Args:
-        files: paths by sha256.
-    """
-
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        self._files = files
-
-    def read(self, sha256: str) -> bytes | str:
-        """The file's bytes, or the reason why there are none."""
-        try:
-            return read_file(self._files[sha256], sha256)
-        except KeyError:
-            return f"no file with sha256 {sha256} belongs to this search"
-        except (OSError, FileStoreError) as error:
-            return f"{self._files[sha256]} {error}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """What a worker must know to work on a node that has nothing in common with the driver's.
-
-    Attributes:
-        version: autoad's, on the driver's node.
-        project: whose files they are.
-        store: address of the file store; empty if the driver's node hands the files out.
-        desk: who does so.
-    """
-
-    version: str
-    project: str
-    store: str = dataclasses.field(repr=False)
-    desk: Any
-
-    def settle(self) -> tuple[str, Path]:
-        """Make this process at home on its node: files come from where they can be had.
-
-        Returns:
-            The node's name, and its feature store.
-
-        Raises:
-            UsageError: the node has another version of autoad.
-        """
-        if autoad.__version__ != self.version:
-            raise UsageError(f"node {_here()} must have autoad {self.version} but has {autoad.__version__}")
-        settings = _node_settings()
-        fetch = FileStore(self.store, self.project).read if self.store else self._ask
-        kept = FileStore(str(settings.data_dir / "files"), self.project)
-        use_source(_keeping(fetch, kept))
-        return _here(), settings.features_dir
-
-    def _ask(self, sha256: str) -> bytes:
-        try:
-            answer = ray.get(self.desk.read.remote(sha256), timeout=_ANSWER_SECONDS)
-        except (RayError, GetTimeoutError) as error:
-            raise FileStoreError(f"could not be fetched from the driver's node ({type(error).__name__})") from error
-        if isinstance(answer, str):
-            raise FileStoreError(f"could not be fetched from the driver's node: {answer}")
-        if (digest := hashlib.sha256(answer).hexdigest()) != sha256:
-            raise FileStoreError(f"came damaged from the driver's node: sha256 {digest}, not {sha256}")
-        return bytes(answer)
-
-
-def offer_files(pictures: Iterable[Picture], settings: Settings) -> Place:
-    """Make pictures and masks of this machine available to all nodes of the cluster that was joined.
-
-    With ``AUTOAD_FILES_URL`` what is missing there is uploaded; otherwise this node hands them out while the search
-    runs.
-
-    Raises:
-        FileStoreError: the file store cannot be reached or written.
-        UsageError: the address of the file store is none.
-    """
-    files: dict[str, Path] = {}
-    for picture in pictures:
-        files[picture.sha256] = picture.path
-        if picture.mask is not None and picture.mask_sha256 is not None:
-            files[picture.mask_sha256] = picture.mask
-    if settings.files_url:
-        FileStore(settings.files_url, settings.project).upload(files)
-        return Place(autoad.__version__, settings.project, settings.files_url, None)
-    desk = (
-        ray.remote(Desk)
-        .options(
-            num_cpus=0,
-            max_concurrency=_READERS,
-            max_restarts=-1,
-            max_task_retries=-1,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
-        )
-        .remote(files)
-    )
-    return Place(autoad.__version__, settings.project, "", desk)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,9 +230,8 @@ class Death:
     reason: str
 
 
-def explain_death(error: BaseException | None) -> Death:
-    """What became of a worker whose trial ended with ``error``."""
-    text = str(error) if isinstance(error, RayActorError) else ""
+def explain_death(text: str) -> Death:
+    """What became of a worker, from what Ray says of it."""
     found = re.search(r"^\s*ip: (\S+)", text, re.MULTILINE)
     address = found[1] if found else None
     nodes = [node for node in ray.nodes() if node["NodeManagerAddress"] == address] if address else []
@@ -305,31 +243,13 @@ def explain_death(error: BaseException | None) -> Death:
     return Death(name, False, f"its process died{where}, most likely out of memory")
 
 
-def _keeping(fetch: Source, kept: FileStore) -> Source:
-    """Ask this node's own folder first, and keep there what had to be fetched: other trials want other sizes of it."""
+def _keep_off_stdout() -> None:
+    """Log what Ray says of nodes and workers; it prints that where only results belong, whatever ``log_to_driver``."""
 
-    def read(sha256: str) -> bytes:
-        with suppress(FileStoreError):  # not there, or damaged
-            return kept.read(sha256)
-        data = fetch(sha256)
-        with suppress(FileStoreError):  # a full disk will be reported by the feature store
-            kept.write(data)
-        return data
+    def log(data: Mapping[str, Any], **_: object) -> None:
+        _logger.info("\n".join(data["lines"]))
 
-    return read
-
-
-def _node_settings() -> Settings:
-    """The node's settings; without ``AUTOAD_DATA_DIR`` what it keeps lies in a temporary folder, not at home."""
-    if not os.environ.get("AUTOAD_DATA_DIR"):
-        os.environ["AUTOAD_DATA_DIR"] = str(Path(tempfile.gettempdir(), f"autoad-{os.getuid()}"))
-    return get_settings()
-
-
-def _here() -> str:
-    """This node's name in its cluster."""
-    here = ray.get_runtime_context().get_node_id()
-    return next((str(node["NodeName"]) for node in ray.nodes() if node["NodeID"] == here), platform.node())
+    ray._private.worker.print_to_stdstream = log
 
 
 def check_reachable(address: str) -> None:

@@ -97,6 +97,7 @@ def _feature_key(config: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def _describe(parameter: Parameter, value: Any) -> list[float]:
     """A hyperparameter's value as numbers that are 0 at its default."""
+    value = tuple(value) if isinstance(value, list) else value  # as JSON has it
     if parameter.choices:
         return [float(value == choice) for choice in parameter.choices if choice != parameter.default]
     if parameter.type == "fixed" or parameter.low is None or parameter.high is None:

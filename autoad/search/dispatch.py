@@ -8,104 +8,66 @@ Ray Tune, ``benchmarks/search_strategies.py`` with a simulated clock.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 
 from autoad.algorithms import get_algorithm
-from autoad.schema import Objective, Origin, TrialRow
+from autoad.schema import Metrics, Objective, Origin, TrialRow
 from autoad.search.budget import Budget
 from autoad.search.cost import CostModel
+from autoad.search.jobs import Job, Listener, Strategy, Suggestion
 from autoad.search.ladders import AlgorithmLadders
 from autoad.search.shares import Standing, choose_algorithm, standard_error
 from autoad.search.space import Space
 from autoad.search.study import Proposer, objective_of
+from autoad.search.trial import RUNGS
 
-__all__ = ["Dispatcher", "Job", "Listener", "Strategy", "Suggestion"]
+__all__ = ["Dispatcher"]
 
 _EXACT_ROWS = 5
 _PROPOSALS = 4
+_REPETITIONS = 16
+"""Proposals in a row that may repeat what was tried before; a quarter of them the sampler's, the rest random."""
+
+_WAITING = 4
 _ATTEMPTS = 2
 _LOADING = 4
 """Timeouts that a trial may wait for its features, which a whole node computes only once."""
 
 _LONGEST_SHARE = 0.25
-
-
-class Listener(Protocol):
-    """Hears how the search goes."""
-
-    def started(self, row: TrialRow) -> None:
-        """A trial begins."""
-
-    def reported(self, row: TrialRow) -> None:
-        """A trial that trains was evaluated on its way; the row says where it stands."""
-
-    def finished(self, row: TrialRow) -> None:
-        """A trial has ended, in whatever way."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Strategy:
-    """What helps a search along; each can be left out, to measure what it does.
-
-    Attributes:
-        ladders: stop trials that fall behind others of their algorithm.
-        shares: deal time to algorithms by promise; otherwise the sampler chooses the algorithm, too.
-        costs: begin nothing that is expected to outlast the time that is left, or to take a quarter of it.
-    """
-
-    ladders: bool = True
-    shares: bool = True
-    costs: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class Suggestion:
-    """A trial that the sampler is not asked about: a default, a good one of an earlier search, one that was cut off."""
-
-    origin: Origin
-    algorithm: str
-    config: Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What a worker is to do.
-
-    Attributes:
-        trial: number of the trial.
-        algorithm: name of the algorithm.
-        config: its hyperparameters.
-        sweep: by parameter, values to compare after the fit.
-        seconds: for fitting, for algorithms that train; None for the ceiling of epochs.
-        exact_above: objective from which pixel metrics are computed exactly.
-        memory_limit: bytes that the trial may take; None for no limit.
-    """
-
-    trial: int
-    algorithm: str
-    config: dict[str, Any]
-    sweep: dict[str, tuple[Any, ...]]
-    seconds: float | None
-    exact_above: float
-    memory_limit: int | None = None
+_REPEATED = "was tried before"
 
 
 @dataclasses.dataclass
 class _Running:
-    """A trial that a worker is busy with."""
+    """A trial that a worker is busy with, or that waits for one.
+
+    Attributes:
+        memory: bytes that it is expected to take.
+        limit: bytes that it may take; None for no limit.
+        deadline: when it counts as hanging.
+        patience: seconds from its last sign of life until then.
+        alone: whether it may run only where nothing else does.
+        had_all: whether nothing else ever ran beside it.
+        reported: epochs of which Optuna was told.
+    """
 
     trial: optuna.Trial
     row: TrialRow
     began: float
     memory: int
-    deadline: float
+    limit: int | None = None
+    deadline: float = math.inf
+    patience: float = math.inf
     alone: bool = False
     attempts: int = 1
+    had_all: bool = False
+    reported: set[int] = dataclasses.field(default_factory=set)
 
 
 class Dispatcher:
@@ -167,14 +129,16 @@ class Dispatcher:
         self._objectives: list[float] = []
         self._counted = 0
         self._since_best = 0
-        self._exhausted = False
+        self._refusals: list[str] = []
         self._nothing_fits = False
+        self._nodes: dict[str | None, int] = {}
         self._tried: set[str] = set()
         for row in known:
             if row.status in {"complete", "pruned", "failed"}:
                 self._tried.add(_identity(row))
+                if row.started_after is None:  # refused before it began: the process that did so has not counted it
+                    continue
                 self._counted += 1
-                self._standings[row.algorithm].trials += 1
                 self._learn(row, objective_of(row, objective))
 
     @property
@@ -184,10 +148,17 @@ class Dispatcher:
 
     @property
     def _spent(self) -> bool:
-        if self._exhausted:
+        if self.refusal is not None:
             return True
         begun = self._counted + len(self._running) + len(self._again)
         return self._budget.is_spent(begun, self._since_best if not self._queue else 0)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why nothing more will begin though there is time: all that was proposed last was refused."""
+        if self._queue or not self._nothing_fits or self._running or self._again:
+            return None
+        return "; ".join(dict.fromkeys(self._refusals)) or "nothing was proposed that had not been tried before"
 
     def running(self) -> dict[str, TrialRow]:
         """The trials under way, by worker."""
@@ -201,35 +172,30 @@ class Dispatcher:
             node: machine that it runs on.
             memory: bytes that all trials on that machine may take together; None if unknown.
         """
+        if memory is not None:
+            self._nodes[node] = memory
         neighbours = [running for running in self._running.values() if running.row.node == node]
         if any(running.alone for running in neighbours):
             return None
-        if self._again:
-            running = self._again[0]
-            if running.alone and neighbours:
-                return None
-            self._again.popleft()
-        elif self._spent or self._nothing_fits:
-            return None
-        else:
-            proposed = self._propose(memory)
-            if proposed is None:
-                # A trial that ends may make room, or teach the cost model better; without one this is the end.
-                self._exhausted = not self._running
-                self._nothing_fits = True
-                return None
-            running = proposed
-        room = None if memory is None else memory - sum(other.memory for other in neighbours)
-        if room is not None and running.memory > room and neighbours:
-            self._again.appendleft(running)  # when a neighbour has finished there will be room
+        room = None if memory is None else memory - sum(other.limit or other.memory for other in neighbours)
+        running = self._take(room, alone=not neighbours)
+        if running is None:
             return None
         now = self._budget.elapsed
         expected = self._expected(running.row.algorithm, running.row.proposed)
-        running.began, running.deadline = now, now + _LOADING * self._budget.trial_timeout()
+        running.began, running.patience = now, _LOADING * self._budget.trial_timeout()
+        running.deadline = now + running.patience
+        running.limit = None if room is None else self._limit(running, room)
+        running.had_all = not neighbours
+        for neighbour in neighbours:
+            neighbour.had_all = False
         running.row = running.row.model_copy(
             update={
                 "node": node,
                 "attempts": running.attempts,
+                "validation": Metrics(),  # what an earlier attempt had reached is void
+                "epochs_done": None,
+                "curve": {},
                 "started_after": round(now, 3),
                 "predicted_seconds": None if expected is None else round(expected, 3),
             }
@@ -243,18 +209,55 @@ class Dispatcher:
             algorithm=running.row.algorithm,
             config=running.row.proposed,
             sweep=self._spaces[running.row.algorithm].sweep(running.row.proposed),
-            seconds=self._budget.share(),
+            seconds=self._budget.share() if self._timed else None,
             # A trial below the fifth best of those that have finished cannot end among the first five; where ranks
             # over synthetic kinds decide, it can.
             exact_above=best[_EXACT_ROWS - 1] if len(best) >= _EXACT_ROWS and not self._by_rank else -math.inf,
-            memory_limit=room,
+            memory_limit=running.limit,
         )
+
+    def _take(self, room: int | None, *, alone: bool) -> _Running | None:
+        """The next trial for a worker whose machine has so many bytes left; None if there is none for now.
+
+        Args:
+            room: bytes; None if unknown.
+            alone: whether nothing else runs on that machine.
+        """
+        for running in self._again:
+            if running.alone and not alone:
+                return None  # let the machine run empty
+            if room is None or running.memory <= room:
+                self._again.remove(running)
+                return running
+        while not self._spent and not self._nothing_fits and len(self._again) < _WAITING:
+            proposed = self._propose()
+            if proposed is None:
+                # A trial that ends may teach the cost model better; without one this is the end.
+                self._nothing_fits = True
+            elif room is None or proposed.memory <= room:
+                return proposed
+            else:
+                self._again.append(proposed)  # for a larger machine, or when a neighbour has finished
+                if not alone:
+                    return None
+        if not self._running and self._again:  # a machine large enough was there, and has gone
+            self._running["-"] = self._again.popleft()
+            self._close("-", "failed", None, reason="no machine has the memory for it any more")
+        return None
+
+    def _limit(self, running: _Running, room: int) -> int:
+        """Bytes that a trial may take: a fair part of its machine, or what is expected; all of it when alone again."""
+        if running.alone:
+            return room
+        fair = max(self._nodes.values()) * len(self._nodes) // max(1, self._budget.workers)
+        return min(room, max(running.memory, fair))
 
     def loaded(self, worker: str, feature_seconds: float) -> None:
         """The worker's trial has its features and begins to fit."""
         running = self._running[worker]
         running.row = running.row.model_copy(update={"feature_seconds": round(feature_seconds, 3)})
-        running.deadline = self._budget.elapsed + self._budget.trial_timeout()
+        running.patience = self._budget.trial_timeout()
+        running.deadline = self._budget.elapsed + running.patience
 
     def report(self, worker: str, update: Mapping[str, Any], objective: float, *, final: bool) -> bool:
         """An evaluation of the worker's trial.
@@ -272,36 +275,45 @@ class Dispatcher:
         known = dict(update)
         config = running.row.proposed | known.pop("swept", {})
         running.row = TrialRow.model_validate(running.row.model_dump() | known | {"config": config})
+        row = running.row
+        if row.epochs_done:
+            row = running.row = row.model_copy(update={"curve": row.curve | {row.epochs_done: objective}})
         if final:
             self._close(worker, "complete", objective)
             return False
-        row = running.row
-        running.trial.report(objective, row.epochs_done or 0)
         if self._strategy.ladders and not self._ladders.goes_on(
             row.trial, row.algorithm, objective, row.epochs_done or 0
         ):
             self._close(worker, "pruned", objective)
             return False
         self._commit(row)
+        self._tell_curve(running)
         self._listener.reported(row)
         return True
 
+    @staticmethod
+    def _tell_curve(running: _Running) -> None:
+        for epochs, value in running.row.curve.items():
+            if epochs not in running.reported:  # by an earlier attempt, which Optuna remembers
+                running.reported.add(epochs)
+                running.trial.report(value, epochs)
+
     def failed(self, worker: str, reason: str, *, out_of_memory: bool = False) -> None:
-        """The worker's trial cannot be carried out; one that ran out of memory gets another chance, alone."""
+        """The worker's trial cannot be carried out; one that ran out of shared memory gets another chance, alone."""
         running = self._running[worker]
-        if out_of_memory and running.attempts < _ATTEMPTS:
+        if out_of_memory and running.attempts < _ATTEMPTS and not running.had_all:
             self._try_again(worker, alone=True)
         else:
             self._close(worker, "failed", None, reason=reason)
 
-    def lost(self, worker: str, reason: str) -> None:
+    def lost(self, worker: str, reason: str, *, hung: bool = False) -> None:
         """The worker's process is gone; what it was doing gets another chance, unless it hung."""
         running = self._running.get(worker)
         if running is None:
             return
-        if self._budget.elapsed > running.deadline:
-            limit = self._budget.trial_timeout()
-            self._close(worker, "failed", None, reason=f"took longer than {limit:.0f} s (--trial-timeout)")
+        if hung:
+            reason = f"took longer than {running.patience:.0f} s (--trial-timeout)"
+            self._close(worker, "failed", None, reason=reason)
         elif running.attempts < _ATTEMPTS:
             self._try_again(worker, alone=False)
         else:
@@ -329,18 +341,20 @@ class Dispatcher:
             self._close("-", "stopped", None, reason=reason)
         self._again.clear()
 
-    def _propose(self, memory: int | None) -> _Running | None:
-        """A trial that fits the time that is left, and this machine's memory; None if a few tries give none."""
+    def _propose(self) -> _Running | None:
+        """A trial that fits the time that is left and some machine's memory; None if a few tries give none."""
         tried: set[str] = set()
-        for _ in range(_PROPOSALS):
+        self._refusals = []
+        repeated = 0
+        while len(self._refusals) < _PROPOSALS and repeated < _REPETITIONS:
             origin: Origin = "sampler"
             if self._queue:
                 suggestion = self._queue.popleft()
                 origin = suggestion.origin
                 trial, algorithm, full = self._proposer.ask(suggestion.algorithm, suggestion.config)
             else:
-                trial, algorithm, full = self._proposer.ask(self._choose(tried), {})
-            tried.add(algorithm)
+                at_random = repeated >= _REPETITIONS // 4
+                trial, algorithm, full = self._proposer.ask(self._choose(tried), {}, at_random=at_random)
             needed = 0 if self._memory is None else self._memory(algorithm, full)
             row = TrialRow(
                 trial=trial.number,
@@ -350,23 +364,29 @@ class Dispatcher:
                 status="running",
                 origin=origin,
             )
-            refusal = self._refusal(row, needed, memory)
+            refusal = self._refusal(row, needed)
             if refusal is None:
                 self._tried.add(_identity(row))
-                return _Running(trial, row, self._budget.elapsed, needed, math.inf)
+                return _Running(trial, row, self._budget.elapsed, needed)
             row = row.model_copy(update={"status": "failed", "reason": refusal})
-            if origin != "sampler":
+            if refusal == _REPEATED:
+                repeated += 1
+            elif origin == "sampler":
+                tried.add(algorithm)
+                self._refusals.append(f"{algorithm} {refusal}")
+            else:
                 self._commit(row)
                 self._listener.finished(row)
             self._proposer.tell(trial, row, None)
         return None
 
-    def _refusal(self, row: TrialRow, needed: int, memory: int | None) -> str | None:
+    def _refusal(self, row: TrialRow, needed: int) -> str | None:
         """Why a trial should not even begin."""
         if row.origin == "sampler" and _identity(row) in self._tried:
-            return "was tried before"
-        if memory is not None and needed > memory:
-            return f"would need {needed / 2**30:.1f} GiB of memory and the machine has {memory / 2**30:.1f} GiB for it"
+            return _REPEATED
+        largest = max(self._nodes.values(), default=needed)
+        if needed > largest:
+            return f"would need {needed / 2**30:.1f} GiB of memory and the machine has {largest / 2**30:.1f} GiB for it"
         if not self._strategy.costs or not self._timed or self._budget.seconds is None:
             return None
         expected = self._expected(row.algorithm, row.proposed)
@@ -422,10 +442,11 @@ class Dispatcher:
             }
         )
         self._commit(row)
+        if status == "pruned":
+            self._tell_curve(running)
         self._proposer.tell(running.trial, row, objective)
         if status != "stopped":
             self._counted += 1
-            self._standings[row.algorithm].trials += 1
             self._learn(row, objective)
         self._listener.finished(row)
 
@@ -443,11 +464,13 @@ class Dispatcher:
                 self._since_best = 0
             self._objectives.append(objective)
             standing.best = max(objective, -math.inf if standing.best is None else standing.best)
-        if row.epochs_done:
-            self._ladders.finished(row.trial, row.algorithm, objective, row.epochs_done)
+        for epochs, value in row.curve.items():
+            if epochs in RUNGS:
+                self._ladders.goes_on(row.trial, row.algorithm, value, epochs)
         features = row.feature_seconds or 0.0
         self._costs.observe(row.algorithm, row.proposed, (seconds - features) / (row.epochs_done or 1), features)
 
 
 def _identity(row: TrialRow) -> str:
-    return f"{row.algorithm} {sorted(row.proposed.items())!r}"
+    """What a trial tries, whether its row comes from the sampler or from the database (which has lists for tuples)."""
+    return f"{row.algorithm} {json.dumps(row.proposed, sort_keys=True)}"

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from autoad.algorithms import get_algorithm
-from autoad.search.trial import RUNGS
 
 __all__ = ["AlgorithmLadders"]
 
@@ -45,7 +44,10 @@ class AlgorithmLadders:
         self._entered: set[str] = set()
 
     def goes_on(self, trial: int, algorithm: str, objective: float, epochs: int) -> bool:
-        """Whether a trial is among the best third of its ladder at this rung, and may train further."""
+        """Whether a trial is among the best third of its ladder at this rung, and may train further.
+
+        What it reached there counts from now on; saying so twice changes nothing.
+        """
         ladder = self._ladders.get(algorithm)
         if ladder is None:
             return True
@@ -55,9 +57,3 @@ class AlgorithmLadders:
             ladder.on_trial_add(None, climber)
         answer = ladder.on_trial_result(None, climber, {"objective": objective, "epochs": epochs})
         return bool(answer != TrialScheduler.STOP)
-
-    def finished(self, trial: int, algorithm: str, objective: float, epochs: int) -> None:
-        """Let what a finished trial reached count at the rung that it passed last."""
-        passed = [rung for rung in RUNGS if rung <= epochs]
-        if algorithm in self._ladders and passed:
-            self.goes_on(trial, algorithm, objective, max(passed))

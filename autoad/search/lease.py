@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import sqlalchemy
 
@@ -15,8 +17,9 @@ from autoad.schema import TrialRow
 __all__ = ["Lease"]
 
 _RENEWAL_SECONDS = 5.0
-_PATIENCE_SECONDS = 60.0
-_RETRY_SECONDS = 1.0
+_RETRY_SECONDS = 0.5
+_OUTAGES = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, sqlalchemy.exc.InternalError)
+"""A database that is locked, full, out of reach or, after a fail-over, read-only."""
 
 
 class Lease:
@@ -26,9 +29,10 @@ class Lease:
         database: the metadata.
         search_id: of the search; the database names this process as its owner.
         spent: seconds that earlier processes spent on it.
+        patience: seconds to wait for a database that cannot be written.
     """
 
-    def __init__(self, database: Database, search_id: str, spent: float) -> None:
+    def __init__(self, database: Database, search_id: str, spent: float, patience: float) -> None:
         self._database = database
         self._search_id = search_id
         self._owner = this_process()
@@ -37,7 +41,7 @@ class Lease:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._lost: LeaseLostError | None = None
-        self._patience = _PATIENCE_SECONDS
+        self._patience = patience
 
     @property
     def spent(self) -> float:
@@ -60,24 +64,30 @@ class Lease:
             raise self._lost
 
     def write_trial(self, row: TrialRow) -> None:
-        """Commit a row, waiting for a database that is out of reach or full for up to a minute.
+        """Commit a row, waiting for a database that is out of reach or full.
 
         Raises:
             LeaseLostError: another process has taken the search over.
             StateError: the database could not be written.
         """
+        self._write(lambda: self._database.write_trial(self._search_id, row, owner=self._owner, spent=self.spent))
+
+    def close(self, status: str, summary: dict[str, Any] | None = None) -> None:
+        """Say how the search has ended, and give it up; waits and raises like :meth:`write_trial`."""
+        self._write(
+            lambda: self._database.update_search(self._search_id, status=status, summary=summary, owner=self._owner)
+        )
+
+    def _write(self, commit: Callable[[], None]) -> None:
         first = time.monotonic()
         while True:
             self.check()
             try:
-                self._database.write_trial(self._search_id, row, owner=self._owner)
-            except sqlalchemy.exc.OperationalError as error:
+                commit()
+            except _OUTAGES as error:
                 if time.monotonic() - first > self._patience:
                     self._patience = 0.0  # what is still to be written will not wait as long again
-                    raise StateError(
-                        f"the metadata database cannot be written ({str(error.orig).strip()}); when it can, go on "
-                        f"with: autoad search --resume {self._search_id}"
-                    ) from error
+                    raise StateError(f"the metadata database cannot be written ({str(error.orig).strip()})") from error
                 time.sleep(_RETRY_SECONDS)
             else:
                 return

@@ -18,6 +18,7 @@ from autoad.algorithms import Inputs, Runtime, get_algorithm
 from autoad.errors import TrialMemoryError
 from autoad.features import feature_shapes
 from autoad.search.sweep import EVALUATION_SIZE
+from autoad.settings import get_settings
 
 __all__ = ["MemoryGuard", "copied_bytes", "free_memory", "predict_memory", "release_free_memory"]
 
@@ -77,17 +78,22 @@ def predict_memory(
 
 
 def free_memory() -> int:
-    """Bytes that trials on this machine may take together: what is free, of a container's limit too, less a tenth."""
+    """Bytes that trials on this machine may take together: what is free, of a container's limit too, less a tenth.
+
+    ``AUTOAD_MEMORY_LIMIT`` lowers it.
+    """
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _MACHINE.read_text(), re.MULTILINE)
     free = math.inf if found is None else 1024 * int(found[1])
     try:  # a container's own limit; its root has these files, another group of the host's has none here
-        limit, used = ((_GROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        free = min(free, math.inf if limit == "max" else int(limit) - int(used))
+        most, used = ((_GROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        free = min(free, math.inf if most == "max" else int(most) - int(used))
     except (OSError, ValueError):
         pass
     if math.isinf(free):
         raise OSError(f"{_MACHINE} must say MemAvailable but does not: autoad needs a Linux kernel")
-    return int((1 - _KEPT_FREE) * free)
+    limit = get_settings().memory_limit
+    free = (1 - _KEPT_FREE) * free
+    return int(free if limit is None else min(free, limit))
 
 
 def copied_bytes(inputs: Inputs) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autoad.database import Database, Search
+from autoad.database import Database, Search, this_process
+from autoad.errors import UsageError
 from autoad.schema import TrialRow
-from autoad.search.dispatch import Suggestion
+from autoad.search.jobs import Suggestion
 from autoad.search.space import Space
 from autoad.settings import Settings
 
@@ -26,11 +28,15 @@ def recover_lost_searches(database: Database, settings: Settings) -> list[Search
     Returns:
         Those searches; each can be resumed.
     """
-    lost = list(database.lost_searches())
-    for search in lost:
-        close_search(database, settings, search.id, "its process was killed")
-        database.update_search(search.id, status="interrupted")
-    return lost
+    mine = this_process()
+    recovered = []
+    for search in database.lost_searches():
+        with contextlib.suppress(UsageError):  # another process has found it, too, or resumes it already
+            database.take_over(search.id, mine)
+            close_search(database, settings, search.id, "its process was killed")
+            database.update_search(search.id, status="interrupted", owner=mine)
+            recovered.append(search)
+    return recovered
 
 
 def close_search(database: Database, settings: Settings, search_id: str, reason: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import hashlib
 import json
 import os
 import secrets
@@ -21,17 +19,28 @@ import sqlalchemy
 
 from autoad.algorithms import get_algorithm
 from autoad.data import Picture, draw_defects
-from autoad.database import Database, Search, this_process
-from autoad.errors import LeaseLostError, NoTrialSucceededError, StateError, UsageError
+from autoad.database import Database, is_lost, this_process
+from autoad.errors import (
+    AutoADError,
+    LeaseLostError,
+    NoTrialSucceededError,
+    StateError,
+    StorageFullError,
+    UsageError,
+    is_full,
+)
 from autoad.schema import Champion, DatasetSummary, SearchResult, TrialRow
-from autoad.search.budget import Budget
+from autoad.search.budget import TRIALS_SHARE, Budget
 from autoad.search.champion import RefitError, finish_champion
-from autoad.search.cluster import LocalWorkers, Workers, check_reachable, join_ray, local_ray, offer_files
-from autoad.search.dispatch import Dispatcher, Listener, Suggestion
+from autoad.search.cluster import LocalWorkers, Workers, check_reachable, join_ray, local_ray
+from autoad.search.dispatch import Dispatcher
+from autoad.search.jobs import Listener, Suggestion
 from autoad.search.leaderboard import rank_trials
 from autoad.search.lease import Lease
 from autoad.search.memory import predict_memory
+from autoad.search.place import offer_files
 from autoad.search.plan import DETERMINISTIC_EPOCHS, DETERMINISTIC_TRIALS, Plan, SearchRequest, make_plan
+from autoad.search.record import check_unchanged, engine_name, read_request, request_record
 from autoad.search.recovery import SCRATCH, close_search, outstanding, recover_lost_searches
 from autoad.search.space import load_spaces
 from autoad.search.study import Proposer, study_storage
@@ -40,9 +49,10 @@ from autoad.search.tuning import run_trials
 from autoad.search.warm_start import warm_start
 from autoad.settings import Settings, get_settings
 
-__all__ = ["SearchListener", "load_result", "resume_search", "run_search"]
+_WORTH_A_WORD = 0.1
+"""Share of the time that is left when a search that ends early says why."""
 
-_TRIALS_SHARE = 0.82
+__all__ = ["SearchListener", "load_result", "resume_search", "run_search"]
 
 
 class SearchListener(Listener, Protocol):
@@ -87,7 +97,7 @@ def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult
             search_id,
             name,
             plan.dataset.hash,
-            _request_record(plan),
+            request_record(plan),
             summary.model_dump(mode="json"),
             owner=this_process(),
         )
@@ -95,7 +105,14 @@ def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult
 
 
 def resume_search(
-    name: str, listener: SearchListener, *, seconds: float | None = None, trials: int | None = None
+    name: str,
+    listener: SearchListener,
+    *,
+    seconds: float | None = None,
+    trials: int | None = None,
+    patience: int | None = None,
+    trial_timeout: float | None = None,
+    address: str | None = None,
 ) -> SearchResult:
     """Go on with a search that was interrupted, failed or whose process was killed.
 
@@ -104,8 +121,12 @@ def resume_search(
     Args:
         name: or id, of the search.
         listener: hears how it goes.
-        seconds: time from now on; None for what is left of the search's own.
-        trials: number of trials from now on; likewise.
+        seconds: time from now on; with ``trials`` it takes the place of the search's own limits, what is left of which
+            counts where neither is given.
+        trials: number of trials from now on.
+        patience: instead of the search's own.
+        trial_timeout: likewise.
+        address: of the Ray cluster, likewise; it may have moved.
 
     Raises:
         UsageError: there is no such search, it is complete or under way, or its pictures, search space or this
@@ -119,12 +140,27 @@ def resume_search(
         search = database.find_search(name)
         if search.status == "complete":
             raise UsageError(f"the search {search.name!r} is complete; there is nothing to resume")
+        if search.status == "running":
+            raise UsageError(
+                f"the search {search.name!r} is being carried out by process {search.owner}; watch it with: "
+                f"autoad searches {search.name} --follow"
+            )
         rows = database.trials(search.id)
-        request = _read_request(search.request, rows, search.spent, seconds, trials)
+        request = read_request(
+            search,
+            rows,
+            seconds=seconds,
+            trials=trials,
+            patience=patience,
+            trial_timeout=trial_timeout,
+            address=address,
+        )
+        if request.address:
+            check_reachable(request.address)
         plan = make_plan(request, resuming=search.name)
         summary = SearchResult.model_validate(search.summary | {"status": "running"})
-        _check_unchanged(plan, search, summary)
-        search = database.take_over(search.id, this_process())
+        check_unchanged(plan, search, summary)
+        search = database.take_over(search.id, this_process(), request_record(plan))
         close_search(database, settings, search.id, "the search was interrupted")
         shutil.rmtree(settings.searches_dir / search.id / "synthetic", ignore_errors=True)
         listener.say(f"resuming {search.name} after {search.spent:.0f} s and {len(rows)} trials")
@@ -143,65 +179,22 @@ def _opened(settings: Settings, listener: SearchListener) -> Iterator[Database]:
         database.close()
 
 
-def load_result(name: str | None = None) -> SearchResult:
+def load_result(name: str | None = None, settings: Settings | None = None) -> SearchResult:
     """A search as it stands in the database: by name or id, or the newest.
+
+    One whose process is gone counts as interrupted, which it will be called when the next process tidies up.
 
     Raises:
         UsageError: there is no such search.
     """
-    database = Database()
+    database = Database(settings)
     try:
         search = database.find_search(name)
-        result = SearchResult.model_validate(search.summary | {"status": search.status})
+        status = "interrupted" if is_lost(search) else search.status
+        result = SearchResult.model_validate(search.summary | {"status": status})
         return result.model_copy(update={"leaderboard": rank_trials(database.trials(search.id), result.objective)})
     finally:
         database.close()
-
-
-def _request_record(plan: Plan) -> dict[str, Any]:
-    """What to ask again when the search is resumed."""
-    record = dataclasses.asdict(plan.request) | {"data": str(plan.request.data.absolute())}
-    if plan.request.space is not None:
-        record["space"] = str(plan.request.space.absolute())
-    return record | {"spaces_sha256": _spaces_sha256(plan)}
-
-
-def _spaces_sha256(plan: Plan) -> str:
-    described = {name: dataclasses.asdict(space) for name, space in sorted(plan.spaces.items())}
-    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _read_request(
-    record: dict[str, Any], rows: Sequence[TrialRow], spent: float, seconds: float | None, trials: int | None
-) -> SearchRequest:
-    known = {field.name for field in dataclasses.fields(SearchRequest)}
-    values = {key: value for key, value in record.items() if key in known}
-    values |= {"data": Path(record["data"]), "algorithms": tuple(record["algorithms"])}
-    if record["space"] is not None:
-        values["space"] = Path(record["space"])
-    if seconds is not None:
-        values["seconds"] = spent + seconds
-    if trials is not None:
-        values["trials"] = sum(row.status != "stopped" for row in rows) + trials
-    return SearchRequest(**values)
-
-
-def _check_unchanged(plan: Plan, search: Search, summary: SearchResult) -> None:
-    """Refuse to mix results of different pictures, spaces or engines in one search."""
-    for what, before, now in (
-        ("the pictures in " + str(plan.request.data), search.dataset_hash, plan.dataset.hash),
-        ("the search space", search.request["spaces_sha256"], _spaces_sha256(plan)),
-        ("the engine of this machine", summary.engine, _engine(plan)),
-    ):
-        if before != now:
-            raise UsageError(
-                f"{what} must be what it was when the search {search.name!r} began ({before[:20]}) but is {now[:20]}; "
-                "start a new search"
-            )
-
-
-def _engine(plan: Plan) -> str:
-    return f"{plan.engine.name} {plan.engine.precision}"
 
 
 def _summary(plan: Plan, search_id: str, name: str) -> SearchResult:
@@ -229,7 +222,7 @@ def _summary(plan: Plan, search_id: str, name: str) -> SearchResult:
             roles=roles,
         ),
         evidence=plan.roles.evidence,
-        engine=_engine(plan),
+        engine=engine_name(plan),
         notes=list(plan.notes),
         champion=None,
         leaderboard=[],
@@ -273,7 +266,7 @@ def _task(plan: Plan, selection: Sequence[Picture], settings: Settings) -> Trial
 
 
 def _budget(request: SearchRequest, spent: float) -> Budget:
-    seconds = None if request.seconds is None else request.seconds * _TRIALS_SHARE
+    seconds = None if request.seconds is None else request.seconds * TRIALS_SHARE
     trials = request.trials
     if request.deterministic:
         seconds, trials = None, request.trials or DETERMINISTIC_TRIALS
@@ -307,23 +300,40 @@ def _carry_out(
 ) -> SearchResult:
     """Trials, then the champion, as the owner of the search."""
     search_id = summary.search_id
-    with Lease(database, search_id, spent) as lease:
+    with Lease(database, search_id, spent, settings.database_patience) as lease:
         listener.opened(summary, database.trials(search_id))
         try:
             result = _search(plan, summary, settings, database, lease, listener)
         except LeaseLostError:
             raise
         except BaseException as error:
-            status = "interrupted" if isinstance(error, KeyboardInterrupt | StateError) else "failed"
-            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):  # then the next search finds it lost
-                database.update_search(search_id, status=status)
+            cause = _what_can_be_mended(error)
+            status = "interrupted" if cause or isinstance(error, KeyboardInterrupt) else "failed"
+            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, AutoADError):  # then the next search finds it lost
+                close_search(database, settings, search_id, "the search had to stop")
+                lease.close(status)
             listener.closed(summary.model_copy(update={"status": status}))
+            if cause:
+                raise StateError(
+                    f"{cause}; when that is mended go on with: autoad search --resume {search_id}"
+                ) from error
             raise
     listener.closed(result)
     if result.status == "failed":
         reasons = sorted({f"{row.algorithm}: {row.reason}" for row in result.leaderboard if row.reason})
         raise NoTrialSucceededError("no trial succeeded; " + ("; ".join(reasons[:8]) or "the time was too short"))
     return result
+
+
+def _what_can_be_mended(error: BaseException) -> str | None:
+    """What has stopped a search that can go on when somebody has seen to it; None for other errors."""
+    if isinstance(error, StateError | StorageFullError):
+        return str(error)
+    if isinstance(error, OSError) and is_full(error):
+        return f"{error.filename or 'the data folder'} must have room for another file but its disk is full"
+    if isinstance(error, sqlalchemy.exc.OperationalError):
+        return f"the metadata database cannot be reached ({str(error.orig).strip()})"
+    return None
 
 
 def _search(
@@ -356,8 +366,7 @@ def _search(
     status = "interrupted" if interrupted else "failed" if champion is None else "complete"
     seconds = round(lease.spent, 1)
     result = summary.model_copy(update={"status": status, "seconds": seconds, "notes": notes, "champion": champion})
-    lease.check()
-    database.update_search(search_id, status=result.status, summary=result.model_dump(mode="json"))
+    lease.close(result.status, result.model_dump(mode="json"))
     return result.model_copy(update={"leaderboard": rows})
 
 
@@ -399,7 +408,8 @@ def _run_trials(
         known=rows,
         by_rank=task.synthetic,
         timed=not request.deterministic,
-        memory=None if plan.engine.name == "cuda" else functools.partial(_memory, task),
+        # A GPU's memory is another, and what is free at the moment must not decide where results are to repeat.
+        memory=None if plan.engine.name == "cuda" or request.deterministic else functools.partial(_memory, task),
     )
     if dispatcher.finished:
         return False
@@ -408,9 +418,12 @@ def _run_trials(
         place = offer_files((*task.train, *task.selection), settings) if request.address else None
         listener.begin(budget)
         try:
-            return run_trials(dispatcher, task, workers, place, folder / SCRATCH)
+            interrupted = run_trials(dispatcher, task, workers, place, folder / SCRATCH)
         finally:
             listener.end()
+    if dispatcher.refusal is not None and (budget.seconds is None or budget.left > _WORTH_A_WORD * budget.seconds):
+        listener.say(f"no further trial began: {dispatcher.refusal}")
+    return interrupted
 
 
 def _champion(

@@ -27,13 +27,11 @@ class Standing:
     Attributes:
         best: its best objective; None if no trial of it has finished.
         spent: time on it, running trials included.
-        trials: how many have begun.
         failed: how many of them gave nothing.
     """
 
     best: float | None = None
     spent: float = 0.0
-    trials: int = 0
     failed: int = 0
 
 

@@ -27,10 +27,19 @@ from ray.tune import TuneError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from autoad.errors import AutoADError, StateError, StorageFullError, TrialMemoryError
-from autoad.search.cluster import Place, Workers, explain_death
-from autoad.search.dispatch import Dispatcher, Job
+from autoad.errors import (
+    AutoADError,
+    FileStoreError,
+    StateError,
+    StorageFullError,
+    TrialMemoryError,
+    UnreadableImageError,
+)
+from autoad.search.cluster import Workers, explain_death
+from autoad.search.dispatch import Dispatcher
+from autoad.search.jobs import Job
 from autoad.search.memory import free_memory
+from autoad.search.place import Place
 from autoad.search.trial import TrialReport, TrialTask
 
 __all__ = ["run_trials"]
@@ -52,9 +61,11 @@ class WorkerActor(tune.Trainable):  # type: ignore[misc]
 
         torch.set_num_threads(1)
         self._node, self._unfit = platform.node(), ""
+        self._away = place is not None
         self._job: Job | None = None
         self._reports: Iterator[TrialReport] | None = None
-        self._memory = free_memory()
+        self._cuda = task.engine.name == "cuda"
+        self._memory = None if self._cuda else free_memory()  # a GPU's is another
         try:
             if place is not None:
                 self._node, features_dir = place.settle()
@@ -63,9 +74,13 @@ class WorkerActor(tune.Trainable):  # type: ignore[misc]
         except AutoADError as error:
             self._unfit = str(error)
 
-    def assign(self, job: Job) -> None:
-        """Take another job; what was under way is dropped."""
+    def assign(self, job: Job | None) -> None:
+        """Take another job, or none for now; what was under way is dropped."""
         self._job, self._reports = job, None
+        if self._cuda:
+            import torch
+
+            torch.cuda.empty_cache()  # for the other workers of the GPU
 
     def step(self) -> dict[str, Any]:
         """Get the job's features, then go on to the next evaluation; a failure is a result, never an exception."""
@@ -90,6 +105,12 @@ class WorkerActor(tune.Trainable):  # type: ignore[misc]
         except StorageFullError as error:
             self._job = None
             return result | {"full": str(error)}
+        except (FileStoreError, UnreadableImageError) as error:
+            self._job = None
+            if self._away:  # the driver read these pictures; it is this node that cannot have them
+                self._unfit = str(error)
+                return result | {"lost": f"node {self._node} cannot get the pictures ({error})"}
+            return result | {"failure": str(error), "out_of_memory": False}
         except Exception as error:
             self._job = None
             reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
@@ -102,14 +123,15 @@ class WorkerActor(tune.Trainable):  # type: ignore[misc]
 class _Conductor(FIFOScheduler):  # type: ignore[misc]
     """Answers each result of a worker with what it is to do next."""
 
-    def __init__(self, dispatcher: Dispatcher, places: Callable[[], int]) -> None:
+    def __init__(self, dispatcher: Dispatcher, workers: Workers) -> None:
         super().__init__()
         self._dispatcher = dispatcher
-        self._places = places
+        self._workers = workers
         self._actors: dict[str, Any] = {}
         self._fruitless = 0
         self._unfit: dict[str, str] = {}
         self._memory: dict[str, int] = {}
+        self._killed: set[str] = set()
         self.error: AutoADError | None = None
         self.interrupted = False
 
@@ -128,11 +150,15 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
 
     def _answer(self, trial: Any, result: dict[str, Any]) -> str:
         worker = trial.trial_id
+        if worker in self._killed:  # this was on its way
+            return str(TrialScheduler.CONTINUE)
         self._actors[worker] = trial.temporary_state.ray_actor
         if "full" in result:
-            raise StateError(f"{result['full']} (node {result['node']}); the search can be resumed then")
+            raise StateError(f"{result['full']} (node {result['node']})")
         if "failure" in result:
             self._dispatcher.failed(worker, result["failure"], out_of_memory=result["out_of_memory"])
+        elif "lost" in result:
+            self._dispatcher.lost(worker, result["lost"])
         elif "loaded" in result:
             self._dispatcher.loaded(worker, result["loaded"])
             return str(TrialScheduler.CONTINUE)
@@ -144,15 +170,16 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
             return str(TrialScheduler.STOP)
         if result.get("unfit"):
             self._unfit[worker] = result["unfit"]
-            if len(self._unfit) >= self._places():
+            if len(self._unfit) >= self._workers.count:
                 self.error = StateError(f"no node is fit to run trials: {result['unfit']}")
             return str(TrialScheduler.CONTINUE)
         node = result["node"]
-        if "memory" in result:  # what the first worker of a node found free, before any trial took some
+        if result.get("memory") is not None:  # what the first worker of a node found free, before any trial took some
             self._memory.setdefault(node, result["memory"])
         job = self._dispatcher.next_job(worker, node, self._memory.get(node))
         if job is not None:
             self._fruitless = 0
+        if job is not None or "report" in result:  # a trial that fell behind must not be gone on with
             # A worker's calls are carried out in order, so this comes before the step that Tune asks for next.
             self._actors[worker].assign.remote(job)
         return str(TrialScheduler.CONTINUE)
@@ -161,24 +188,32 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
         """A worker has died."""
         worker = trial.trial_id
         self._actors.pop(worker, None)
+        self._unfit.pop(worker, None)
         if worker not in self._dispatcher.running():
             self._fruitless += 1
-            if self._fruitless > _FRUITLESS_STARTS * max(1, self._places()):
-                reason = explain_death(trial.get_pickled_error()).reason
+            if self._fruitless > _FRUITLESS_STARTS * max(1, self._workers.count):
+                reason = _what_happened(trial)
                 self.error = StateError(f"no worker process comes up: {reason}")
             return
         try:
-            self._dispatcher.lost(worker, explain_death(trial.get_pickled_error()).reason)
+            self._dispatcher.lost(worker, _what_happened(trial), hung=worker in self._killed)
         except AutoADError as error:
             self.error = error
 
     def watch(self) -> bool:
         """Kill what hangs; whether the run is to end at once. Called several times a second."""
-        self._dispatcher.resize(self._places())
+        try:
+            self._workers.check()
+        except StateError as error:
+            self.error = error
+            return True  # there is nobody left who could kill a worker; they go by themselves
+        self._dispatcher.resize(self._workers.count)
         for worker in self._dispatcher.overdue():
+            self._killed.add(worker)
             self._kill(worker)
         if self.error is None and not self.interrupted and not self._dispatcher.overran(_OVERRUN):
-            return False
+            # A worker that waits for a machine that has gone will never answer, and must not keep the search up.
+            return self.over and not self._dispatcher.running()
         for worker in list(self._actors):
             self._kill(worker)
         return True
@@ -191,6 +226,15 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
         actor = self._actors.pop(worker, None)
         if actor is not None:
             ray.kill(actor)
+
+
+def _what_happened(trial: Any) -> str:
+    """Why a worker died; Tune tells its scheduler only through a file."""
+    try:
+        said = Path(trial.error_file).read_text()
+    except (OSError, TypeError):  # the disk is full, or Tune had no folder for it
+        said = ""
+    return explain_death(said).reason
 
 
 def _row_update(report: TrialReport) -> dict[str, Any]:
@@ -276,13 +320,11 @@ def run_trials(dispatcher: Dispatcher, task: TrialTask, workers: Workers, place:
     Raises:
         AutoADError: the database cannot be written, or no worker comes up.
     """
-
-    def places() -> int:
-        return workers.count
-
-    conductor = _Conductor(dispatcher, places)
+    conductor = _Conductor(dispatcher, workers)
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        if conductor.interrupted:  # who says it twice does not want to wait
+            raise KeyboardInterrupt
         conductor.interrupted = True
 
     trainable = tune.with_resources(
@@ -293,7 +335,7 @@ def run_trials(dispatcher: Dispatcher, task: TrialTask, workers: Workers, place:
         tune_config=tune.TuneConfig(
             metric="objective",
             mode="max",
-            search_alg=_Pool(conductor, places),
+            search_alg=_Pool(conductor, lambda: workers.count),
             scheduler=conductor,
             num_samples=-1,
         ),
@@ -311,7 +353,10 @@ def run_trials(dispatcher: Dispatcher, task: TrialTask, workers: Workers, place:
     try:
         tuner.fit()
     except (RayError, TuneError, ConnectionError) as error:
-        conductor.error = StateError(f"Ray has failed ({str(error).strip().splitlines()[-1]}); resume the search")
+        if conductor.error is None:
+            conductor.error = StateError(
+                f"Ray has failed ({str(error).strip().partition(chr(10))[0] or type(error).__name__})"
+            )
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -23,7 +23,7 @@ from autoad.database import Database, Search
 from autoad.errors import AutoADError
 from autoad.features import DEFAULT_BACKBONE, EngineChoice, FeatureStore
 from autoad.schema import Objective, TrialRow
-from autoad.search.dispatch import Suggestion
+from autoad.search.jobs import Suggestion
 from autoad.search.leaderboard import rank_trials
 from autoad.search.plan import Plan
 from autoad.search.space import Parameter, Space
@@ -176,7 +176,8 @@ def choose_configurations(
     for place, search in enumerate(earlier):
         best: dict[str, TrialRow] = {}
         for row in rank_trials(search.rows, objective):
-            if row.status == "complete" and _fit(row, spaces) is not None:
+            # What a search had taken over itself may come from one that this one must not learn from.
+            if row.status == "complete" and row.origin != "warm" and _fit(row, spaces) is not None:
                 best.setdefault(row.algorithm, row)
         candidates += [(rank, place, row) for rank, row in enumerate(best.values())]
     chosen: dict[str, tuple[Suggestion, Earlier]] = {}

@@ -13,7 +13,6 @@ from PIL import Image
 
 from autoad.data import decode_image
 from autoad.errors import ArtifactError, UnreadableImageError, WeightsError
-from autoad.files import write_atomically
 from autoad.models import Calibration, Model, draw_heatmap, read_manifest, write_manifest
 
 
@@ -129,19 +128,6 @@ def test_an_uncalibrated_model_does_not_score(folder: Path, tmp_path: Path, pict
     write_manifest(tmp_path / "copy", read_manifest(folder).model_copy(update={"calibration": None}))
     with pytest.raises(ArtifactError, match="never calibrated"):
         Model.load(tmp_path / "copy").score(pictures[0])
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_atomically(tmp_path / "file", b"old")
-
-    def fail(*_: Any) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(tmp_path / "file", b"new")
-    assert (tmp_path / "file").read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_heatmap_colours_only_what_lies_above_the_threshold() -> None:

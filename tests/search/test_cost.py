@@ -78,10 +78,3 @@ def test_each_algorithm_has_its_own_ladder() -> None:
     assert ladders.goes_on(3, "cflow", 0.3, 3), "the first on its ladder has nobody to be worse than"
     assert ladders.goes_on(4, "dfm", 0.1, 0), "one pass"
     assert not ladders.goes_on(5, "stfpm", 0.3, 3)
-
-
-def test_trials_of_an_earlier_process_count_on_their_ladder() -> None:
-    ladders = AlgorithmLadders(["stfpm"])
-    for number in range(3):
-        ladders.finished(number, "stfpm", 0.9, 5)
-    assert not ladders.goes_on(3, "stfpm", 0.3, 3)

@@ -8,7 +8,8 @@ from optuna.trial import TrialState
 
 from autoad.schema import Metrics, TrialRow
 from autoad.search.budget import Budget
-from autoad.search.dispatch import Dispatcher, Job, Strategy, Suggestion
+from autoad.search.dispatch import Dispatcher
+from autoad.search.jobs import Job, Strategy, Suggestion
 from autoad.search.space import load_spaces
 from autoad.search.study import Proposer
 
@@ -155,6 +156,18 @@ def test_every_end_leaves_a_row_with_its_reason_and_nothing_running() -> None:
     assert bench.rows[2].epochs_done == 3
 
 
+def test_another_attempt_begins_from_nothing() -> None:
+    bench = Bench(("stfpm",))
+    bench.job("a")
+    assert bench.report(0.9, "a", epochs=3)
+    bench.dispatcher.lost("a", "its process died")
+    bench.job("b")
+    assert (bench.rows[0].validation, bench.rows[0].epochs_done) == (Metrics(), None)
+    assert bench.report(0.8, "b", epochs=3), "nor is Optuna told the same epoch twice, of which it would warn"
+    bench.complete(0.7, "b", epochs=5)
+    assert bench.study.trials[0].intermediate_values == {3: 0.9}
+
+
 def test_without_ladders_nothing_is_pruned() -> None:
     bench = Bench(("stfpm",), strategy=Strategy(ladders=False))
     for worker in "123":
@@ -174,9 +187,14 @@ def test_a_hanging_trial_is_overdue_and_not_tried_again() -> None:
     assert bench.dispatcher.overdue() == []
     bench.now = 201
     assert bench.dispatcher.overdue() == ["a"]
-    bench.dispatcher.lost("a", "its process died")
+    bench.dispatcher.lost("a", "its process died", hung=True)
     assert bench.rows[0].status == "failed"
     assert bench.rows[0].reason == "took longer than 50 s (--trial-timeout)"
+    bench.job()
+    bench.now = 402
+    assert bench.dispatcher.overdue() == ["a"]
+    bench.dispatcher.lost("a", "the node was lost")
+    assert bench.rows[1].status == "running", "it did not hang, though it was late"
 
 
 def test_queued_trials_come_first_and_keep_their_origin() -> None:
@@ -237,20 +255,58 @@ def test_nothing_is_tried_twice() -> None:
         sizes.add(job.config["pooling_kernel_size"])
         assert job.config == fixed | {"pooling_kernel_size": job.config["pooling_kernel_size"]}
         bench.complete(0.5)
-    assert len(sizes) == len(bench.rows), "each once"
-    assert bench.dispatcher.finished, "and when nothing new is proposed the search ends"
+    assert len(sizes) == len(bench.rows) == 8, "each once, and each that there is"
+    assert bench.dispatcher.finished
+    assert bench.dispatcher.refusal == "nothing was proposed that had not been tried before"
 
 
 def test_trials_side_by_side_fit_into_memory() -> None:
     bench = Bench(("dfm",), memory=lambda algorithm, config: 3 * GIB)
     first = bench.job("a", node="one", memory=8 * GIB)
-    assert first.memory_limit == 8 * GIB
-    assert bench.job("b", node="one", memory=8 * GIB).memory_limit == 5 * GIB
-    assert bench.dispatcher.next_job("c", node="one", memory=8 * GIB) is None, "2 GiB are left"
+    assert first.memory_limit == 4 * GIB, "half of it, for there are two workers"
+    assert bench.job("b", node="one", memory=8 * GIB).memory_limit == 4 * GIB
+    assert bench.dispatcher.next_job("c", node="one", memory=8 * GIB) is None, "nothing is left"
     elsewhere = bench.job("d", node="other", memory=8 * GIB)
-    assert (elsewhere.trial, elsewhere.memory_limit) == (2, 8 * GIB), "the one that had to wait"
+    assert elsewhere.trial == 2, "the one that had to wait"
     bench.complete(0.5, "a")
-    assert bench.job("c", node="one", memory=8 * GIB).memory_limit == 5 * GIB
+    assert bench.job("c", node="one", memory=8 * GIB).memory_limit == 4 * GIB
+
+
+def test_a_large_trial_waits_for_a_large_machine() -> None:
+    needs = {"dfm": 9 * GIB, "padim": GIB}
+    queue = [Suggestion("default", name, {}) for name in needs]
+    bench = Bench(("dfm", "padim"), memory=lambda algorithm, config: needs[algorithm], queue=queue)
+    bench.dispatcher.next_job("big", node="large", memory=64 * GIB)
+    bench.dispatcher.stop("the search ended first")
+    bench = Bench(("dfm", "padim"), memory=lambda algorithm, config: needs[algorithm], queue=[queue[1], *queue])
+    assert bench.job("big", node="large", memory=64 * GIB).algorithm == "padim"
+    assert bench.job("small", node="small", memory=8 * GIB).algorithm == "padim", "what fits goes first"
+    bench.complete(0.5, "big")
+    assert bench.job("big", node="large", memory=64 * GIB).algorithm == "dfm"
+    assert {row.status for row in bench.rows.values()} == {"complete", "running"}, "nothing was refused"
+
+
+def test_with_many_workers_training_ends_before_it_hangs_and_is_not_refused() -> None:
+    bench = Bench(("stfpm",), seconds=984.0)
+    bench.dispatcher.resize(8)
+    share = bench.job().seconds
+    assert share is not None
+    assert share < bench.budget.trial_timeout()
+    bench.complete(0.5, seconds=200.0, epochs=3)
+    assert bench.job().algorithm == "stfpm"
+    short = Bench(("stfpm",), seconds=984.0, timeout=60.0)
+    assert (short.job().seconds or math.inf) < 60
+
+
+def test_refused_defaults_do_not_end_a_search() -> None:
+    names = ("dfm", "padim", "patchcore", "dfkde", "stfpm")
+    bench = Bench(
+        names,
+        memory=lambda algorithm, config: GIB if algorithm == "stfpm" else 9 * GIB,
+        queue=[Suggestion("default", name, {}) for name in names],
+    )
+    assert bench.job("a", node="one", memory=8 * GIB).algorithm == "stfpm"
+    assert sorted(row.status for row in bench.rows.values()) == ["failed"] * 4 + ["running"]
 
 
 def test_a_trial_that_no_memory_would_hold_never_begins() -> None:
@@ -272,11 +328,16 @@ def test_out_of_memory_is_tried_again_once_and_alone() -> None:
     assert bench.dispatcher.next_job("b", node="one") is None, "the first is to be alone"
     bench.dispatcher.failed("a", "out of memory", out_of_memory=True)
     assert (bench.rows[0].status, bench.rows[0].attempts) == ("failed", 2)
+    bench.job("a", node="one")
+    bench.dispatcher.failed("a", "out of memory", out_of_memory=True)
+    assert (bench.rows[2].status, bench.rows[2].attempts) == ("failed", 1), "it had all that there is"
 
 
 def test_a_resumed_search_counts_what_had_ended() -> None:
     default = load_spaces(["dfm"])["dfm"].defaults()
-    ended = TrialRow(trial=0, algorithm="dfm", config={}, proposed=default, status="complete", seconds=5.0)
+    ended = TrialRow(
+        trial=0, algorithm="dfm", config={}, proposed=default, status="complete", seconds=5.0, started_after=0.0
+    )
     known = [
         ended.model_copy(update={"validation": Metrics(image_auroc=0.8)}),
         TrialRow(trial=1, algorithm="stfpm", config={}, status="stopped", seconds=5.0),
@@ -286,3 +347,32 @@ def test_a_resumed_search_counts_what_had_ended() -> None:
     bench.job()
     assert bench.dispatcher.next_job("b") is None, "one had ended, one is running"
     assert bench.rows[2].algorithm == "stfpm", "which has had no time yet"
+
+
+def test_a_resumed_search_tries_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows come back from the database with lists where the sampler gives tuples."""
+    default = load_spaces(["padim"])["padim"].defaults()
+    ended = TrialRow(
+        trial=0, algorithm="padim", config=default, proposed=default, status="failed", seconds=5.0, started_after=0.0
+    )
+    sample = Proposer.ask
+    monkeypatch.setattr(Proposer, "ask", lambda self, algorithm, config, **_: sample(self, "padim", default))
+    assert Bench(("padim",)).dispatcher.next_job("a") is not None
+    bench = Bench(("padim",), known=[TrialRow.model_validate_json(ended.model_dump_json())])
+    assert bench.dispatcher.next_job("a") is None
+
+
+def test_a_resumed_ladder_is_the_one_that_was_interrupted() -> None:
+    """What a trial reached at each rung counts, not what it ended with."""
+    known = [
+        TrialRow(
+            trial=number, algorithm="stfpm", config={}, proposed={"number": number}, status="complete", seconds=9.0,
+            started_after=0.0, validation=Metrics(image_auroc=0.95), epochs_done=12, curve={3: 0.9, 9: 0.93, 12: 0.95},
+        )
+        for number in range(3)
+    ]  # fmt: skip
+    bench = Bench(("stfpm",), known=known)
+    bench.study.add_trials([optuna.create_trial(state=TrialState.FAIL)] * 3)
+    bench.job()
+    assert bench.report(0.92, "a", epochs=3), "better than they were after three epochs"
+    assert not bench.report(0.92, "a", epochs=9)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import Run
 
-TIMES = {"seconds", "latency_ms"}
+TIMES = {"seconds", "latency_ms", "feature_seconds", "predicted_seconds", "started_after", "ended_after"}
 
 
 def write_manifest(demo: Path, target: Path, *, permute_test: bool) -> Path:

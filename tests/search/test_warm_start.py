@@ -12,7 +12,7 @@ from autoad.database import Database
 from autoad.features import FeatureStore, choose_engine
 from autoad.schema import Metrics, TrialRow
 from autoad.search import warm_start as module
-from autoad.search.dispatch import Suggestion
+from autoad.search.jobs import Suggestion
 from autoad.search.plan import Plan, SearchRequest, make_plan
 from autoad.search.space import load_spaces
 from autoad.search.warm_start import Earlier, WarmStart, choose_configurations, distance, fingerprint, warm_start

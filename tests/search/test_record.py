@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoad.database import Search
+from autoad.errors import UsageError
+from autoad.schema import TrialRow
+from autoad.search.budget import TRIALS_SHARE, Budget
+from autoad.search.plan import SearchRequest
+from autoad.search.record import read_request
+
+SPENT = 3600.0
+
+
+def search(**request: Any) -> Search:
+    record = {"data": "/pictures", "algorithms": ["dfm"], "space": None, "spaces_sha256": "x", "seconds": 1200.0}
+    return Search(id="s", project="default", name="s", status="interrupted", request=record | request, spent=SPENT)
+
+
+ROWS = [
+    TrialRow(trial=0, algorithm="dfm", config={}, status="complete", started_after=0.0),
+    TrialRow(trial=1, algorithm="dfm", config={}, status="stopped", started_after=1.0),
+    TrialRow(trial=2, algorithm="dfm", config={}, status="failed"),
+]
+
+
+def left(request: SearchRequest) -> float:
+    """Seconds for trials in the budget of the search that goes on."""
+    assert request.seconds is not None
+    return Budget(None, request.seconds * TRIALS_SHARE, 1, before=SPENT).left
+
+
+def test_without_new_limits_the_old_ones_count() -> None:
+    request = read_request(search(trials=50), ROWS)
+    assert (request.seconds, request.trials, request.algorithms, request.data) == (
+        1200.0,
+        50,
+        ("dfm",),
+        Path("/pictures"),
+    )
+    assert left(request) < 0
+
+
+def test_new_time_is_from_now_on_and_replaces_all_limits() -> None:
+    request = read_request(search(trials=1), ROWS, seconds=600.0)
+    assert left(request) == pytest.approx(TRIALS_SHARE * 600, abs=1)
+    assert request.trials is None
+
+
+def test_new_trials_are_from_now_on_and_replace_all_limits() -> None:
+    request = read_request(search(), ROWS, trials=20)
+    assert (request.trials, request.seconds) == (21, None), "of the three rows one has been carried out"
+
+
+def test_what_is_given_changes_and_what_is_not_stays() -> None:
+    request = read_request(search(patience=7, address="old:1"), ROWS, patience=None, address="new:1")
+    assert (request.patience, request.address) == (7, "new:1")
+
+
+def test_a_search_of_an_earlier_version_is_refused() -> None:
+    old = search()
+    del old.request["spaces_sha256"]
+    with pytest.raises(UsageError, match="earlier version"):
+        read_request(old, ROWS)
