@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from html import escape
@@ -10,7 +11,7 @@ from html import escape
 __all__ = ["Curve", "Panel", "draw"]
 
 _WIDTH, _HEIGHT, _MARGIN, _GAP = 300, 260, 52, 26
-_COLOURS = ("#0b5fa5", "#d1495b", "#2a9d5c", "#8f5fbf", "#e08e0b", "#5f6b76", "#12a4b5", "#a05a2c")
+_COLOURS = ("#0b5fa5", "#d1495b", "#2a9d5c", "#8f5fbf", "#e08e0b", "#5f6b76", "#12a4b5", "#a05a2c", "#b0b000")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ def draw(panels: Sequence[Panel], label: str) -> str:
         label: of the vertical axis.
     """
     names = list(dict.fromkeys(curve.name for panel in panels for curve in panel.curves))
-    colour = dict(zip(names, _COLOURS, strict=False))
+    colour = dict(zip(names, itertools.cycle(_COLOURS), strict=False))
     columns = 3
     width = len(panels) * (_WIDTH + _GAP) + _MARGIN
     height = _HEIGHT + 66 + 20 * math.ceil(len(names) / columns)

@@ -128,8 +128,10 @@ def show(results: Results, plot: Path | None) -> None:
 def _panel(results: Results, dataset: str) -> Panel:
     curves = []
     longest = max(results.minutes)
-    moments = [moment for moment in _MOMENTS if moment <= longest]
+    moments = [*(moment for moment in _MOMENTS if moment < longest), longest]
     for variant in results.variants:
+        if variant == "without costs":
+            continue  # the same line as the full search's
         each = np.array([results.best(dataset, longest, variant, moment) for moment in moments])
         known = ~np.isnan(each).all(axis=1)
         quartiles = np.full((3, len(moments)), math.nan)

@@ -59,11 +59,10 @@ class Outcome:
 class _RandomProposer(Proposer):
     """Proposes without having learnt anything."""
 
-    def _sampler(self) -> optuna.samplers.BaseSampler:  # type: ignore[override]
-        self._drawn += 1
-        return optuna.samplers.RandomSampler(
-            int(np.random.SeedSequence([self._seed, self._drawn]).generate_state(1)[0])
-        )
+    def ask(
+        self, algorithm: str | None, config: Mapping[str, Any], *, at_random: bool = False
+    ) -> tuple[optuna.Trial, str, dict[str, Any]]:
+        return super().ask(algorithm, config, at_random=True)
 
 
 class _Within(optuna.samplers.TPESampler):
@@ -80,9 +79,11 @@ class _Within(optuna.samplers.TPESampler):
 class _QuickProposer(Proposer):
     """As the product's, where the algorithm is given, in an eighth of the time."""
 
-    def ask(self, algorithm: str | None, config: Mapping[str, Any]) -> tuple[optuna.Trial, str, dict[str, Any]]:
-        if algorithm is None or len(config) > 0:
-            return super().ask(algorithm, config)
+    def ask(
+        self, algorithm: str | None, config: Mapping[str, Any], *, at_random: bool = False
+    ) -> tuple[optuna.Trial, str, dict[str, Any]]:
+        if algorithm is None or len(config) > 0 or at_random:
+            return super().ask(algorithm, config, at_random=at_random)
         with _quiet():
             fixed = {"algorithm": algorithm}
             self._study.sampler = optuna.samplers.PartialFixedSampler(fixed, self._own_sampler(algorithm))
@@ -90,8 +91,8 @@ class _QuickProposer(Proposer):
             return trial, *suggest_config(trial, self._spaces)
 
     def _options(self) -> dict[str, Any]:
-        seed = int(np.random.SeedSequence([self._seed, self._drawn]).generate_state(1)[0])
-        self._drawn += 1
+        seed = int(np.random.SeedSequence([self._seed, self._ended, self._asked]).generate_state(1)[0])
+        self._asked += 1
         return {"seed": seed, "constant_liar": self._liar}
 
     def _own_sampler(self, algorithm: str) -> optuna.samplers.BaseSampler:
@@ -227,7 +228,7 @@ class _Search:
             elif worker not in self._current and left is None:
                 self._idle[worker] = self._now  # it has been started again
             for hanging in self._dispatcher.overdue():
-                self._dispatcher.lost(hanging, "killed")
+                self._dispatcher.lost(hanging, "killed", hung=True)
                 del self._current[hanging]
                 self._push(_RESTART, hanging, None, current=False)
         end = self._seconds + _OVERRUN
