@@ -14,6 +14,9 @@ from collections.abc import Mapping
 
 __all__ = ["Standing", "choose_algorithm", "standard_error"]
 
+_TEMPERATURE = 1.0
+"""Standard errors by which a best result must lie below the best of all to be due an e-th of its share."""
+
 _SMALLEST_SHARE = 0.03
 
 
@@ -45,7 +48,7 @@ def choose_algorithm(standings: Mapping[str, Standing], error: float) -> str:
     def due(standing: Standing) -> float:
         if standing.best is None:  # nothing but failures, or nothing yet
             return 1.0 / (1 + standing.failed) ** 2
-        return max(_SMALLEST_SHARE, math.exp((standing.best - top) / error))
+        return max(_SMALLEST_SHARE, math.exp((standing.best - top) / (_TEMPERATURE * error)))
 
     return min(standings, key=lambda name: standings[name].spent / due(standings[name]))
 
