@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -223,6 +224,7 @@ def test_the_peak_is_what_was_held_at_once() -> None:
     with guard:
         for _ in range(3):
             block = np.ones(8 << 20)
+            time.sleep(0.1)  # several samples long, also where the machine has other work
             del block
     assert 60 < guard.peak / 2**20 < 130
 
@@ -236,7 +238,8 @@ def test_a_whole_trial_takes_what_was_predicted(
     report = list(worker.run(algorithm, config))[-1]
     assert report.peak_memory_mb is not None
     predicted = predict_memory(algorithm, config, train=len(task.train), selection=len(task.selection))
-    assert 0.5 < predicted / 2**20 / report.peak_memory_mb < 2.0
+    # Above, less strictly than where each algorithm has a process of its own: this one uses again what it had freed.
+    assert 0.5 < predicted / 2**20 / report.peak_memory_mb < 5.0
 
 
 def test_prediction_grows_with_what_it_depends_on() -> None:
