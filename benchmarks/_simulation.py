@@ -16,7 +16,8 @@ from _surrogate import Evaluation, Surrogate
 from autoad.algorithms import get_algorithm
 from autoad.schema import TrialRow
 from autoad.search.budget import Budget
-from autoad.search.dispatch import Dispatcher, Strategy, Suggestion
+from autoad.search.dispatch import Dispatcher
+from autoad.search.jobs import Strategy, Suggestion
 from autoad.search.space import Space, suggest_config
 from autoad.search.study import Proposer, _quiet
 

@@ -39,7 +39,8 @@ from _surrogate import Surrogate
 
 import autoad.search.run
 from autoad.schema import TrialRow
-from autoad.search.dispatch import Dispatcher, Strategy, Suggestion
+from autoad.search.dispatch import Dispatcher
+from autoad.search.jobs import Strategy, Suggestion
 from autoad.search.leaderboard import rank_trials
 from autoad.search.plan import SearchRequest
 from autoad.search.trackers import FanOut
