@@ -17,9 +17,14 @@ __all__ = [
     "Difference",
     "Evidence",
     "Metrics",
+    "ModelEntry",
+    "ModelVersionEntry",
     "Objective",
     "Origin",
     "Region",
+    "RouteAction",
+    "RouteChangeEntry",
+    "RouteEntry",
     "ScoredPicture",
     "SearchEntry",
     "SearchResult",
@@ -32,6 +37,7 @@ __all__ = [
 Evidence = Literal["labelled", "synthetic"]
 Objective = Literal["image_auroc", "image_aupr", "image_f1_max", "pixel_auroc", "aupro"]
 Origin = Literal["default", "warm", "sampler"]
+RouteAction = Literal["promote", "rollback", "canary", "shadow", "end_canary", "end_shadow", "delete"]
 TrialStatus = Literal["running", "complete", "pruned", "failed", "stopped"]
 METRIC_NAMES: tuple[Objective, ...] = ("image_auroc", "image_aupr", "image_f1_max", "pixel_auroc", "aupro")
 
@@ -259,3 +265,76 @@ class ScoredPicture(_Record):
     is_anomalous: bool
     regions: list[Region] | None
     heatmap: str | None = None
+
+
+class RouteEntry(_Record):
+    """Which versions of a model answer requests that name none.
+
+    Attributes:
+        generation: goes up by one with every change.
+        champion: answers.
+        previous: answered before; what a rollback goes back to.
+        canary: answers ``canary_share`` of the requests instead of the champion, chosen by hash of the request's id.
+        canary_share: from 0 to 1.
+        shadow: scores the same pictures beside the answer, only to be watched.
+        staged: being loaded everywhere and checked, because somebody wants to promote it.
+    """
+
+    project: str
+    name: str
+    generation: int
+    champion: int | None = None
+    previous: int | None = None
+    canary: int | None = None
+    canary_share: float = 0.0
+    shadow: int | None = None
+    staged: int | None = None
+
+
+class ModelVersionEntry(_Record):
+    """A registered version of a model.
+
+    Attributes:
+        aliases: ``champion``, ``previous``, ``canary``, ``shadow``, as far as they point at it.
+        search: id of the search that made it; None for one that was registered from a folder.
+        trial: number of the trial.
+        threshold: raw score above which it calls a picture anomalous.
+        size: of its artifact, in bytes.
+        validation: metrics on the selection role.
+        test: metrics on the test role.
+    """
+
+    name: str
+    version: int
+    algorithm: str
+    aliases: list[str]
+    search: str | None
+    trial: int | None
+    dataset_hash: str
+    code_version: str
+    created: datetime.datetime
+    size: int
+    threshold: float | None
+    validation: Metrics | None
+    test: Metrics | None
+
+
+class RouteChangeEntry(_Record):
+    """One line of a model's history."""
+
+    generation: int
+    action: RouteAction
+    before: int | None
+    after: int | None
+    reason: str
+    actor: str
+    at: datetime.datetime
+
+
+class ModelEntry(_Record):
+    """A model: its route, versions (newest first) and history (newest first)."""
+
+    name: str
+    route: RouteEntry
+    versions: list[ModelVersionEntry]
+    history: list[RouteChangeEntry]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Index, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-__all__ = ["Base", "Search", "Trial", "utc_now"]
+__all__ = ["ApiKey", "Base", "ModelVersion", "Replica", "Route", "RouteChange", "Search", "Trial", "utc_now"]
 
 
 def utc_now() -> datetime.datetime:
@@ -19,7 +19,13 @@ def utc_now() -> datetime.datetime:
 class Base(DeclarativeBase):
     """Base of the tables."""
 
-    type_annotation_map = {dict[str, Any]: JSON, list[float]: JSON, datetime.datetime: DateTime(timezone=True)}  # noqa: RUF012
+    type_annotation_map = {  # noqa: RUF012
+        dict[str, Any]: JSON,
+        dict[str, str]: JSON,
+        list[float]: JSON,
+        list[str]: JSON,
+        datetime.datetime: DateTime(timezone=True),
+    }
 
 
 class Search(Base):
@@ -61,3 +67,95 @@ class Trial(Base):
     row: Mapped[dict[str, Any]]
     created: Mapped[datetime.datetime] = mapped_column(default=utc_now)
     finished: Mapped[datetime.datetime | None]
+
+
+class ModelVersion(Base):
+    """A registered model; a row never changes.
+
+    ``files`` is the sha256 of each file of the artifact by its name, ``size`` their bytes together, ``manifest`` the
+    :class:`autoad.models.Manifest`.
+    """
+
+    __tablename__ = "model_versions"
+    __table_args__ = (Index("ix_model_versions_project_search", "project", "search_id"),)
+
+    project: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    algorithm: Mapped[str]
+    files: Mapped[dict[str, str]]
+    size: Mapped[int] = mapped_column(BigInteger)
+    manifest: Mapped[dict[str, Any]]
+    search_id: Mapped[str | None]
+    trial: Mapped[int | None]
+    dataset_hash: Mapped[str]
+    code_version: Mapped[str]
+    created: Mapped[datetime.datetime] = mapped_column(default=utc_now)
+
+
+class Route(Base):
+    """Which versions of a model answer.
+
+    ``champion`` and ``previous`` are the aliases; ``canary`` gets ``canary_share`` (0 to 1) of the requests; ``shadow``
+    scores beside the answer; ``staged`` is to be loaded by every replica because somebody wants to promote it.
+    ``newest`` is the largest number ever given, so that a deleted version's number is never given again. Every change
+    of the row adds one to ``generation``; a row is never deleted.
+    """
+
+    __tablename__ = "routes"
+
+    project: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    generation: Mapped[int] = mapped_column(default=0)
+    newest: Mapped[int] = mapped_column(default=0)
+    champion: Mapped[int | None]
+    previous: Mapped[int | None]
+    canary: Mapped[int | None]
+    canary_share: Mapped[float] = mapped_column(default=0.0)
+    shadow: Mapped[int | None]
+    staged: Mapped[int | None]
+
+
+class RouteChange(Base):
+    """When, why and by whom a route was changed: its history."""
+
+    __tablename__ = "route_changes"
+    __table_args__ = (Index("ix_route_changes_project_name", "project", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    project: Mapped[str]
+    name: Mapped[str]
+    generation: Mapped[int]
+    action: Mapped[str]
+    before: Mapped[int | None]
+    after: Mapped[int | None]
+    reason: Mapped[str]
+    actor: Mapped[str]
+    at: Mapped[datetime.datetime] = mapped_column(default=utc_now)
+
+
+class ApiKey(Base):
+    """A key by which a client is known; ``hash`` is the sha256 of its secret part."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (UniqueConstraint("project", "name"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project: Mapped[str]
+    name: Mapped[str]
+    scopes: Mapped[list[str]]
+    hash: Mapped[str]
+    created: Mapped[datetime.datetime] = mapped_column(default=utc_now)
+    revoked: Mapped[datetime.datetime | None]
+
+
+class Replica(Base):
+    """A process that scores: which versions it has loaded (``PROJECT/NAME/VERSION``), and why it could not load others."""
+
+    __tablename__ = "replicas"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    started: Mapped[datetime.datetime] = mapped_column(default=utc_now)
+    heartbeat: Mapped[datetime.datetime] = mapped_column(default=utc_now)
+    loaded: Mapped[list[str]]
+    failed: Mapped[dict[str, str]]
