@@ -15,6 +15,7 @@ import logging
 import socket
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -23,10 +24,11 @@ from autoad.database import PREFIX, SCOPES, Keys, KeyTable, hash_secret
 from autoad.errors import AuthenticationError, ForbiddenError, StateError, UsageError
 from autoad.schema import Scope
 
-__all__ = ["Authenticator", "Identity", "KeySource", "check_may_listen", "is_loopback"]
+__all__ = ["Authenticator", "Identity", "KeySource", "check_may_listen", "internal_key", "is_loopback"]
 
 _logger = logging.getLogger(__name__)
 _NOBODY = hash_secret("")  # what the secret of an unknown id is compared with
+_INTERNAL = "internal"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,16 @@ class Identity:
             raise ForbiddenError(f"this needs the scope {scope!r} but the key {self.name!r} has {has}; use another key")
 
 
+def internal_key(secret: str, project: str) -> str:
+    """The key by which one part of a server asks another on behalf of a project.
+
+    Args:
+        secret: what :class:`Authenticator` was given as ``internal``; without a slash, as of ``secrets.token_urlsafe``.
+        project: whose models are meant.
+    """
+    return f"{_INTERNAL}_{secret}/{urllib.parse.quote(project, safe='')}"
+
+
 class KeySource(Protocol):
     """Where keys are read from: :class:`autoad.database.Keys`."""
 
@@ -73,6 +85,7 @@ class Authenticator:
         default_project: the project of requests without a key.
         loopback: whether the server listens on loopback only, see :func:`check_may_listen`; requests without a key are
             refused otherwise.
+        internal: secret of this server alone, by which its own parts are known, see :func:`internal_key`.
         fresh_seconds: for how long what was read may be used; a revoked key may go on for as long.
         clock: seconds that never go back.
     """
@@ -83,11 +96,13 @@ class Authenticator:
         default_project: str,
         *,
         loopback: bool = False,
+        internal: str | None = None,
         fresh_seconds: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
         self._local = Identity(default_project, "local", frozenset(SCOPES)) if loopback else None
+        self._internal = None if internal is None else hash_secret(internal)
         self._fresh_seconds = fresh_seconds
         self._clock = clock
         self._table: KeyTable | None = None
@@ -120,6 +135,10 @@ class Authenticator:
         if scheme.lower() != "bearer":
             raise AuthenticationError("the Authorization header must be 'Bearer KEY' but has another scheme")
         prefix, _, rest = key.strip().partition("_")
+        if prefix == _INTERNAL and self._internal is not None:
+            secret, _, project = rest.partition("/")
+            if hmac.compare_digest(hash_secret(secret), self._internal):
+                return Identity(urllib.parse.unquote(project), "server", frozenset(SCOPES))
         identifier, _, secret = rest.partition("_")
         stored = table.usable.get(identifier)
         same = hmac.compare_digest(hash_secret(secret), _NOBODY if stored is None else stored.hash)

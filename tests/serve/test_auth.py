@@ -15,7 +15,7 @@ from autoad.database import SCOPES, Database, Keys, KeyTable, hash_secret
 from autoad.errors import AuthenticationError, ForbiddenError, StateError, UsageError
 from autoad.schema import Scope
 from autoad.serve import auth
-from autoad.serve.auth import Authenticator, Identity, check_may_listen, is_loopback
+from autoad.serve.auth import Authenticator, Identity, check_may_listen, internal_key, is_loopback
 from autoad.settings import Settings
 
 
@@ -118,6 +118,25 @@ def test_an_empty_secret_does_not_pass_for_nobody(keys: Keys) -> None:
     keys.create("line-1", ["score"])
     with pytest.raises(AuthenticationError):
         Authenticator(keys, "default").authenticate(f"Bearer autoad_{'0' * 16}_")
+
+
+@pytest.mark.parametrize("project", ["default", "Werk 3/ä"])
+def test_a_server_knows_its_own_parts(keys: Keys, project: str) -> None:
+    keys.create("line-1", ["score"])
+    who = Authenticator(keys, "default", internal="s3cret_-x")
+    header = f"Bearer {internal_key('s3cret_-x', project)}"
+    assert header.isascii()
+    assert who.authenticate(header) == Identity(project, "server", frozenset(SCOPES))
+    for wrong in (
+        "Bearer internal_/default",
+        "Bearer internal_s3cret_-y/default",
+        "Bearer internal_",
+        "Bearer s3cret_-x",
+    ):
+        with pytest.raises(AuthenticationError):
+            who.authenticate(wrong)
+    with pytest.raises(AuthenticationError):
+        Authenticator(keys, "default").authenticate(header)
 
 
 def test_without_any_key_only_loopback_is_open(keys: Keys) -> None:
