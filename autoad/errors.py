@@ -20,6 +20,8 @@
     |-- ServerError                 the server refused a request or failed
     |-- UnreachableError            there is no server at that address (exit code 4)
     |-- LeaseLostError              another process carries the search out now
+    |-- AuthenticationError         no API key came with a request, or none that is known (HTTP 401)
+    |-- ForbiddenError              the API key lacks the scope that this needs (HTTP 403)
     `-- NoTrialSucceededError       a search ended without one usable model (exit code 3)
 
 A message says what is wrong, names the thing, and says what to do about it.
@@ -34,10 +36,12 @@ from pathlib import Path
 
 __all__ = [
     "ArtifactError",
+    "AuthenticationError",
     "AutoADError",
     "CalibrationError",
     "DatasetError",
     "FileStoreError",
+    "ForbiddenError",
     "LeaseLostError",
     "NoTrialSucceededError",
     "PromotionError",
@@ -199,6 +203,26 @@ class UnreachableError(AutoADError):
     """No server answers at that address."""
 
     exit_code = 4
+
+
+class AuthenticationError(AutoADError):
+    """A request came without an API key, or with one that is unknown or revoked.
+
+    Args:
+        message: what is wrong; never which part of a key was.
+        challenge: value of the ``WWW-Authenticate`` header of the reply (RFC 6750).
+    """
+
+    def __init__(self, message: str, challenge: str = "Bearer") -> None:
+        super().__init__(message, challenge)
+        self.challenge = challenge
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ForbiddenError(AutoADError):
+    """The API key is known but may not do this: it lacks a scope."""
 
 
 class NoTrialSucceededError(AutoADError):

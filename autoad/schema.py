@@ -16,6 +16,7 @@ __all__ = [
     "DatasetSummary",
     "Difference",
     "Evidence",
+    "KeyEntry",
     "Metrics",
     "ModelEntry",
     "ModelVersionEntry",
@@ -25,6 +26,7 @@ __all__ = [
     "RouteAction",
     "RouteChangeEntry",
     "RouteEntry",
+    "Scope",
     "ScoredPicture",
     "SearchEntry",
     "SearchResult",
@@ -38,6 +40,7 @@ Evidence = Literal["labelled", "synthetic"]
 Objective = Literal["image_auroc", "image_aupr", "image_f1_max", "pixel_auroc", "aupro"]
 Origin = Literal["default", "warm", "sampler"]
 RouteAction = Literal["promote", "rollback", "canary", "shadow", "end_canary", "end_shadow", "delete"]
+Scope = Literal["score", "submit", "admin"]
 TrialStatus = Literal["running", "complete", "pruned", "failed", "stopped"]
 METRIC_NAMES: tuple[Objective, ...] = ("image_auroc", "image_aupr", "image_f1_max", "pixel_auroc", "aupro")
 
@@ -338,3 +341,20 @@ class ModelEntry(_Record):
     route: RouteEntry
     versions: list[ModelVersionEntry]
     history: list[RouteChangeEntry]
+
+
+class KeyEntry(_Record):
+    """An API key, without its secret.
+
+    Attributes:
+        id: the part of the key that is no secret, by which it is looked up.
+        scopes: what it may do: ``score`` pictures, ``submit`` searches, ``admin`` (everything).
+        revoked: since when it is refused.
+    """
+
+    id: str
+    project: str
+    name: str
+    scopes: list[Scope]
+    created: datetime.datetime
+    revoked: datetime.datetime | None = None

@@ -112,9 +112,7 @@ class Ruler:
         )
 
 
-def find_discrepancies(
-    ruler: Ruler, pictures: Sequence[ParityPicture], answers: Iterable[Answer]
-) -> list[Discrepancy]:
+def find_discrepancies(ruler: Ruler, pictures: Sequence[ParityPicture], answers: Iterable[Answer]) -> list[Discrepancy]:
     """Every answer that differs from the record by more than the ruler allows, largest difference first.
 
     A verdict must be the recorded one unless the recorded score lies within the tolerance of the threshold. A map is
@@ -132,9 +130,7 @@ def find_discrepancies(
             picture: ParityPicture = picture,
             answer: Answer = answer,
         ) -> None:
-            found.append(
-                Discrepancy(picture.sha256, what, expected, got, difference, answer.replica, answer.batch)
-            )
+            found.append(Discrepancy(picture.sha256, what, expected, got, difference, answer.replica, answer.batch))
 
         difference = _units(answer.score - picture.score, ruler.score_unit)
         if not difference <= ruler.tolerance:

@@ -16,7 +16,12 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_every_command_and_option_is_in_the_readme() -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    groups = {name: command for name, command in commands.items() if hasattr(command, "commands")}
+    assert "keys" in groups
+    for group, command in groups.items():
+        del commands[group]
+        commands |= {f"{group} {name}": below for name, below in command.commands.items()}
     for name, command in commands.items():
         assert f"autoad {name}" in README
         for parameter in command.params:

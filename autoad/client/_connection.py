@@ -63,7 +63,12 @@ class Connection:
         return self._ask("GET", path, repeatable=True, params=params)
 
     def post(
-        self, path: str, json: Mapping[str, Any] | None = None, *, repeatable: bool = False, timeout: float | None = None
+        self,
+        path: str,
+        json: Mapping[str, Any] | None = None,
+        *,
+        repeatable: bool = False,
+        timeout: float | None = None,
     ) -> Any:
         """What ``path`` answers to a JSON document; ``repeatable`` says that asking twice does no harm."""
         more = {} if timeout is None else {"timeout": timeout}
@@ -114,7 +119,9 @@ def _wait(attempt: int, asked: str | None) -> float:
 def _refusal(reply: httpx2.Response) -> ServerError:
     try:
         error = reply.json()["error"]
-        message = "\n".join([error["message"], *error.get("details", []), *([error["hint"]] if error.get("hint") else [])])
+        message = "\n".join(
+            [error["message"], *error.get("details", []), *([error["hint"]] if error.get("hint") else [])]
+        )
         return ServerError(message, error["code"], reply.status_code)
     except (ValueError, KeyError, TypeError):
         return ServerError(f"the server answered {reply.status_code}: {reply.text[:300]}", "unknown", reply.status_code)

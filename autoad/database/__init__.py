@@ -7,6 +7,7 @@ SQLAlchemy address through ``AUTOAD_DATABASE_URL``. Pictures and models are file
 
 from __future__ import annotations
 
+from autoad.database._keys import PREFIX, SCOPES, Keys, KeyTable, StoredKey, hash_secret
 from autoad.database._listing import describe_search, is_lost, list_searches, seconds_so_far
 from autoad.database._owner import LEASE_SECONDS, is_gone, this_process
 from autoad.database._records import Search, Trial
@@ -14,10 +15,16 @@ from autoad.database._session import Database
 
 __all__ = [
     "LEASE_SECONDS",
+    "PREFIX",
+    "SCOPES",
     "Database",
+    "KeyTable",
+    "Keys",
     "Search",
+    "StoredKey",
     "Trial",
     "describe_search",
+    "hash_secret",
     "is_gone",
     "is_lost",
     "list_searches",
