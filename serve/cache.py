@@ -1,4 +1,4 @@
-"""The models that a replica holds: loaded when they are first asked for, the least recently used given up for others."""
+"""The models that a replica holds: loaded when first asked for, the least recently used given up for others."""
 
 from __future__ import annotations
 

@@ -199,9 +199,7 @@ def create_app(
     @app.post(
         "/v1/models/{name}/promote", responses=_errors(400, 404, 409), summary="Promote a version", tags=["models"]
     )
-    async def promote(
-        name: _Name, body: PromoteRequest, identity: Identity = may_admin
-    ) -> PromotionResult:
+    async def promote(name: _Name, body: PromoteRequest, identity: Identity = may_admin) -> PromotionResult:
         """Make a version the champion, a canary or a shadow, once it scores here exactly what was evaluated."""
         result: PromotionResult = await control.call("promote", identity.project, identity.name, name, body)
         return result

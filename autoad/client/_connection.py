@@ -26,8 +26,8 @@ class Connection:
         server: its address, such as ``http://127.0.0.1:8000``.
         api_key: empty for a server on this machine that asks for none.
         timeout: seconds that an answer may take.
-        retries: how often a request that may be repeated is tried again, after waits that double from a second (longer where
-            the server asks for it in ``Retry-After``).
+        retries: how often a request that may be repeated is tried again, after waits that double from a second (longer
+            where the server asks for it in ``Retry-After``).
         sleep: what waits.
     """
 

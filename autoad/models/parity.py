@@ -1,8 +1,8 @@
 """The parity set: pictures that an artifact carries, with what the saved model said of them.
 
-Right after calibration the saved model scores some selection and calibration pictures, never test pictures. Their bytes,
-scores and maps go into the artifact, so that anybody who deploys it can find out, without the dataset, whether it scores
-there what was evaluated (:mod:`autoad.serve.gate`).
+Right after calibration the saved model scores some selection and calibration pictures, never test pictures. Their
+bytes, scores and maps go into the artifact, so that anybody who deploys it can find out, without the dataset, whether it
+scores there what was evaluated (:mod:`autoad.serve.gate`).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def choose_parity(selection: Sequence[Picture], calibration: Sequence[Picture]) 
     """Role, picture and bytes of those that an artifact carries.
 
     At most 64 pictures, half of them calibration pictures where there are so many, spread evenly over the order of
-    sha256; at most 64 MiB, but 16 pictures however large. Synthetic defects are not pictures of anybody's: they stay out.
+    sha256; at most 64 MiB, but 16 pictures however large. Synthetic defects stay out.
     """
     real = sorted((picture for picture in selection if not picture.synthetic), key=lambda picture: picture.sha256)
     good = sorted(calibration, key=lambda picture: picture.sha256)

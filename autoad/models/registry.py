@@ -127,7 +127,7 @@ class Registry:
         return self._model(name, rows, self._tables.route(project, name))
 
     def resolve(self, address: str, project: str | None = None) -> ModelVersionEntry:
-        """The version that an address names: ``bottle``, ``bottle/3``, ``bottle@previous``, ``models:/bottle@champion``.
+        """The version that an address names: ``bottle``, ``bottle/3``, ``bottle@previous``, ``models:/bottle/3``.
 
         A name alone is the champion, or the newest version where nothing was promoted yet.
 
