@@ -150,7 +150,7 @@ class ApiKey(Base):
 
 
 class Replica(Base):
-    """A process that scores: versions that it has loaded (``PROJECT/NAME/VERSION``), and why it could not load others."""
+    """A process that scores: what it has loaded (``PROJECT/NAME/VERSION``), and why it could not load others."""
 
     __tablename__ = "replicas"
 

@@ -1,8 +1,8 @@
 """The parity set: pictures that an artifact carries, with what the saved model said of them.
 
 Right after calibration the saved model scores some selection and calibration pictures, never test pictures. Their
-bytes, scores and maps go into the artifact, so that anybody who deploys it can find out, without the dataset, whether it
-scores there what was evaluated (:mod:`autoad.serve.gate`).
+bytes, scores and maps go into the artifact, so that anybody who deploys it can find out, without the dataset, whether
+it scores there what was evaluated (:mod:`autoad.serve.gate`).
 """
 
 from __future__ import annotations
