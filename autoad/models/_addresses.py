@@ -1,4 +1,4 @@
-"""Names and addresses of models: ``bottle``, ``bottle/3``, ``bottle@champion``, with ``models:/`` before them or not."""
+"""Names and addresses of models: ``bottle``, ``bottle/3``, ``bottle@champion``, each with or without ``models:/``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_model_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
-            "a model's name must be letters, digits, '.', '_' or '-', at most 100, the first a letter or digit, but got "
+            "a model's name must be at most 100 letters, digits, '.', '_' or '-', the first a letter or digit, but got "
             f"{name[:120]!r}"
         )
     return name
