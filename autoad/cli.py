@@ -59,7 +59,10 @@ def search(
     algorithms: Annotated[str, typer.Option(help="Comma-separated names; all eight by default.")] = "",
     objective: Annotated[str, typer.Option(help="Metric on the selection pictures that ranks trials.")] = "image_auroc",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampler and of every detector.")] = 0,
-    name: Annotated[str, typer.Option(help="Name of the search and its model.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the search.")] = "",
+    model: Annotated[
+        str, typer.Option(help="Model whose next version the champion becomes; the search's name by default.")
+    ] = "",
     space: Annotated[
         Path | None, typer.Option(help="Search-space file or folder that overrides the packaged ones.")
     ] = None,
@@ -124,6 +127,7 @@ def search(
         seconds=_seconds(time) if time else default,
         seed=seed,
         name=name,
+        model=model,
         space=space,
         deterministic=deterministic,
         warm_start=not no_warm_start,

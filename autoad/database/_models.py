@@ -15,8 +15,7 @@ import sqlalchemy
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from autoad.database._listing import _aware
-from autoad.database._records import ModelVersion, Replica, Route, RouteChange, utc_now
+from autoad.database._records import ModelVersion, Replica, Route, RouteChange, aware, utc_now
 from autoad.database._session import Database
 from autoad.errors import UsageError
 from autoad.schema import ReplicaEntry, RouteAction, RouteChangeEntry, RouteEntry
@@ -54,11 +53,16 @@ class ModelTables:
         with self._database.sessions() as session:
             return session.get(ModelVersion, (project, name, version))
 
-    def of_search(self, project: str, search: str) -> ModelVersion | None:
-        """The version that a search made; None if it made none."""
-        query = select(ModelVersion).where(ModelVersion.project == project, ModelVersion.search_id == search)
+    def of_trial(self, project: str, name: str, search: str, trial: int) -> ModelVersion | None:
+        """The version of a model that a search made of a trial; None if it made none."""
+        query = select(ModelVersion).where(
+            ModelVersion.project == project,
+            ModelVersion.name == name,
+            ModelVersion.search_id == search,
+            ModelVersion.trial == trial,
+        )
         with self._database.sessions() as session:
-            return session.scalars(query.order_by(ModelVersion.created.desc()).limit(1)).first()
+            return session.scalars(query.order_by(ModelVersion.version.desc()).limit(1)).first()
 
     @contextmanager
     def new_version(self, project: str, name: str) -> Iterator[tuple[Session, int]]:
@@ -158,7 +162,7 @@ class ModelTables:
                         "after": row.after,
                         "reason": row.reason,
                         "actor": row.actor,
-                        "at": _aware(row.at),
+                        "at": aware(row.at),
                     }
                 )
                 for row in session.scalars(query.order_by(RouteChange.id.desc()))

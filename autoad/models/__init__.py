@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autoad.models._addresses import ALIASES, Address, check_model_name, parse_address
 from autoad.models.artifact import (
     ArtifactMetrics,
     Backbone,
@@ -17,6 +18,8 @@ from autoad.models.heatmap import draw_heatmap
 from autoad.models.model import Model, Score
 
 __all__ = [
+    "ALIASES",
+    "Address",
     "ArtifactMetrics",
     "Backbone",
     "Calibration",
@@ -25,7 +28,9 @@ __all__ = [
     "Model",
     "Provenance",
     "Score",
+    "check_model_name",
     "draw_heatmap",
+    "parse_address",
     "read_manifest",
     "save_model",
     "write_manifest",

@@ -31,8 +31,8 @@ def check_model_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
-            "a model's name must be letters, digits, '.', '_' or '-', at most 100, the first a letter or digit, but "
-            f"got {name[:120]!r}"
+            "a model's name must be at most 100 letters, digits, '.', '_' or '-', the first a letter or digit, but got "
+            f"{name[:120]!r}"
         )
     return name
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoad.database import Database, ModelTables, ModelVersion
+from autoad.database import Database, ModelTables, ModelVersion, aware
 from autoad.errors import ArtifactError, FileStoreError, UnknownNameError, UsageError
 from autoad.files import FileStore, write_atomically
 from autoad.models._addresses import ALIASES, check_model_name, parse_address
@@ -52,7 +53,7 @@ class Registry:
     def register(self, folder: Path, name: str, *, project: str | None = None) -> ModelVersionEntry:
         """Take a finished artifact over as the next version of a model.
 
-        A search's champion is registered once, however often this is called for it: its process may have been killed
+        A trial of a search is registered once, however often this is called for it: its process may have been killed
         between this and its last word to the database.
 
         Args:
@@ -70,10 +71,11 @@ class Registry:
         manifest = read_manifest(folder)
         if manifest.calibration is None:
             raise ArtifactError(f"{str(folder)!r} was never calibrated, so it cannot be registered; search again")
-        known = self._tables.of_search(project, manifest.provenance.search)
-        if known is not None and known.name == name:
+        source = manifest.provenance
+        known = self.made_of(source.search, source.trial, name, project=project)
+        if known is not None:
             shutil.rmtree(folder, ignore_errors=True)
-            return self._entry(known, self._tables.route(project, name))
+            return known
         contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
         files = {file: hashlib.sha256(data).hexdigest() for file, data in contents.items()}
         store = self._store(project)
@@ -81,6 +83,10 @@ class Registry:
             for data in contents.values():
                 store.write(data)
         with self._tables.new_version(project, name) as (session, number):
+            known = self.made_of(source.search, source.trial, name, project=project)
+            if known is not None:  # by whoever has taken the search over; the number is given to nobody
+                shutil.rmtree(folder, ignore_errors=True)
+                return known
             row = ModelVersion(
                 project=project,
                 name=name,
@@ -89,10 +95,10 @@ class Registry:
                 files=files,
                 size=sum(map(len, contents.values())),
                 manifest=manifest.model_dump(mode="json"),
-                search_id=manifest.provenance.search,
-                trial=manifest.provenance.trial,
-                dataset_hash=manifest.provenance.dataset_hash,
-                code_version=manifest.provenance.code_version,
+                search_id=source.search,
+                trial=source.trial,
+                dataset_hash=source.dataset_hash,
+                code_version=source.code_version,
             )
             session.add(row)
             session.flush()
@@ -100,7 +106,30 @@ class Registry:
             shutil.rmtree(target, ignore_errors=True)  # of somebody who died before the commit
             target.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(target)
+            for changed in (target, target.parent, target.parent.parent):  # a row must not outlive its files
+                _sync(changed)
         return self._entry(row, self._tables.route(project, name))
+
+    def made_of(self, search: str, trial: int, name: str, *, project: str | None = None) -> ModelVersionEntry | None:
+        """The version of a model that a search has already made of a trial; None if it has not."""
+        project = project or self._default_project
+        row = self._tables.of_trial(project, name, search, trial)
+        return None if row is None else self._entry(row, self._tables.route(project, name))
+
+    def has(self, name: str, project: str | None = None) -> bool:
+        """Whether there is a version of that model."""
+        return bool(self._tables.versions(project or self._default_project, name))
+
+    def check_store(self) -> None:
+        """See that the file store, if there is one, can be reached: before a search rather than after it.
+
+        Raises:
+            UsageError: ``AUTOAD_FILES_URL`` is no address.
+            FileStoreError: it cannot be reached.
+        """
+        store = self._store(self._default_project)
+        if store is not None:
+            store.missing({"0" * 64: 0})
 
     def models(self, project: str | None = None) -> list[ModelEntry]:
         """All models, by name."""
@@ -401,9 +430,18 @@ class Registry:
             trial=row.trial,
             dataset_hash=row.dataset_hash,
             code_version=row.code_version,
-            created=row.created,
+            created=aware(row.created),
             size=row.size,
             threshold=None if manifest.calibration is None else manifest.calibration.threshold,
             validation=None if metrics is None else metrics.validation,
             test=None if metrics is None else Metrics(**metrics.test.model_dump(include=set(names))),
         )
+
+
+def _sync(folder: Path) -> None:
+    """Have the disk keep what was renamed in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

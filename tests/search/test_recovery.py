@@ -23,6 +23,7 @@ from autoad.data import Roles
 from autoad.database import Database, is_gone, this_process
 from autoad.database._records import utc_now
 from autoad.errors import LeaseLostError, StateError, StorageFullError, UsageError
+from autoad.models.registry import Registry
 from autoad.schema import TrialRow
 from autoad.search import champion, cluster
 from autoad.search.champion import RefitError
@@ -235,9 +236,15 @@ def test_what_can_be_mended_leaves_the_search_to_be_resumed(tmp_path: Path) -> N
     ("error", "raised"), [(OSError(errno.ENOSPC, "full"), OSError), (ValueError("too few pictures"), RefitError)]
 )
 def test_a_full_disk_is_no_fault_of_the_champion(
-    error: Exception, raised: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception,
+    raised: type[Exception],
+    tmp_path: Path,
+    database: Database,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
+    def fail(folder: Path, *_: object, **__: object) -> None:
+        folder.mkdir(parents=True)
         raise error
 
     monkeypatch.setattr(champion, "fit_model", fail)
@@ -252,11 +259,12 @@ def test_a_full_disk_is_no_fault_of_the_champion(
             search="s",
             evidence="labelled",
             rate=0.1,
-            models_dir=tmp_path,
+            registry=Registry(database, settings),
+            scratch_dir=settings.models_dir,
             scores_file=tmp_path / "scores",
             default_config={},
             threads=1,
             say=lambda _: None,
             note=lambda _: None,
         )
-    assert not list(tmp_path.iterdir())
+    assert list(settings.models_dir.iterdir()) == []
