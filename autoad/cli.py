@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autoad.commands.serving import promote, rollback, serve
+
 if TYPE_CHECKING:
     from autoad.database import Database
     from autoad.schema import SearchEntry, SearchResult
@@ -379,6 +381,10 @@ def _print_records(records: list[dict[str, str]], as_json: bool) -> None:
     for record in records:
         table.add_row(*record.values())
     out.print(table)
+
+
+for _command in (promote, rollback, serve):
+    app.command()(_command)
 
 
 def main() -> None:

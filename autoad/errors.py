@@ -16,6 +16,9 @@
     |-- TrialError                  a trial could not be carried out (its reason goes on the leaderboard)
     |   `-- TrialMemoryError        it needs more memory than it may have
     |-- StateError                  the metadata cannot be written, or the machinery does not come up; resume later
+    |-- PromotionError              a model may not answer: it cannot be loaded, or scores otherwise than evaluated
+    |-- ServerError                 the server refused a request or failed
+    |-- UnreachableError            there is no server at that address (exit code 4)
     |-- LeaseLostError              another process carries the search out now
     |-- AuthenticationError         no API key came with a request, or none that is known (HTTP 401)
     |-- ForbiddenError              the API key lacks the scope that this needs (HTTP 403)
@@ -41,12 +44,15 @@ __all__ = [
     "ForbiddenError",
     "LeaseLostError",
     "NoTrialSucceededError",
+    "PromotionError",
     "SearchSpaceError",
+    "ServerError",
     "StateError",
     "StorageFullError",
     "TrialError",
     "TrialMemoryError",
     "UnknownNameError",
+    "UnreachableError",
     "UnreadableImageError",
     "UsageError",
     "WeightsError",
@@ -155,6 +161,48 @@ class StateError(AutoADError):
 
 class LeaseLostError(AutoADError):
     """Another process has taken over what this one was doing."""
+
+
+class PromotionError(AutoADError):
+    """A model may not answer: a replica cannot load it, or its scores are not those that were evaluated.
+
+    Args:
+        message: what is wrong.
+        details: the differences, one a line.
+    """
+
+    def __init__(self, message: str, details: Iterable[str] = ()) -> None:
+        self.message = message
+        self.details = list(details)
+        super().__init__(message, self.details)
+
+    def __str__(self) -> str:
+        return "\n".join([self.message, *self.details])
+
+
+class ServerError(AutoADError):
+    """The server refused a request, or failed.
+
+    Args:
+        message: what the server said.
+        code: of the error, as in the reply's JSON.
+        status: of HTTP.
+    """
+
+    def __init__(self, message: str, code: str, status: int) -> None:
+        super().__init__(message, code, status)
+        self.message = message
+        self.code = code
+        self.status = status
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UnreachableError(AutoADError):
+    """No server answers at that address."""
+
+    exit_code = 4
 
 
 class AuthenticationError(AutoADError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ByteSize, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic import ByteSize, Field, SecretStr, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from autoad.errors import UsageError
@@ -25,6 +25,8 @@ class Settings(BaseSettings):
             would have free without it.
         memory_limit: bytes that trials may take together on this machine (``8GB``); None for what is free.
         database_patience: seconds that a search waits for metadata that cannot be written before it stops.
+        server: address of the autoad server that commands talk to.
+        api_key: by which that server knows its caller.
         project: name under which datasets, searches and models are kept apart from other projects'.
     """
 
@@ -37,6 +39,8 @@ class Settings(BaseSettings):
     features_limit: ByteSize | None = None
     memory_limit: ByteSize | None = None
     database_patience: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    server: str = "http://127.0.0.1:8000"
+    api_key: SecretStr = SecretStr("")
     project: str = "default"
 
     @field_validator("data_dir", "weights_dir")

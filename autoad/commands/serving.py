@@ -1,0 +1,122 @@
+"""``autoad serve``, and what asks a server: ``promote``, ``rollback``."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["promote", "rollback", "serve"]
+
+Server = Annotated[str, typer.Option(help="Address of the server. Default AUTOAD_SERVER, or http://127.0.0.1:8000.")]
+Reason = Annotated[str, typer.Option(help="Why; kept in the model's history.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Where to listen. Other than loopback needs an API key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8000,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Processes that score, at least. Default 2, on one core 1.")
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Most of them, when there is much to do. Default --replicas.")
+    ] = None,
+    address: Annotated[str, typer.Option(help="HOST:PORT of a running Ray cluster that this machine belongs to.")] = "",
+) -> None:
+    """Serve promoted models over HTTP until Ctrl-C."""
+    from autoad.console import err, out
+    from autoad.serve.local import serve_forever
+    from autoad.serve.options import ServeOptions
+
+    given = {"replicas": replicas, "max_replicas": max_replicas or replicas}
+    options = ServeOptions(host=host, port=port, **{name: value for name, value in given.items() if value is not None})
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+
+    def ready(where: str) -> None:
+        out.print(f"serving at {where} (documentation: {where}/docs)")
+        err.print("stop with Ctrl-C")
+
+    err.print("starting")
+    serve_forever(options, address=address, ready=ready, stop=stop)
+    err.print("stopped")
+
+
+def promote(
+    name: Annotated[str, typer.Argument(help="Name of a model.")],
+    version: Annotated[int | None, typer.Option(min=1, help="Which version; the newest by default.")] = None,
+    canary: Annotated[
+        str, typer.Option(help="Let it answer only such a share of the requests, such as 10%. 0% ends a canary.")
+    ] = "",
+    shadow: Annotated[
+        bool | None, typer.Option("--shadow/--no-shadow", help="Let it score beside the champion, unseen; or end that.")
+    ] = None,
+    reason: Reason = "",
+    server: Server = "",
+    as_json: Json = False,
+) -> None:
+    """Let a version of a model answer, once it scores on the server exactly what was evaluated."""
+    from autoad.console import out
+
+    share = _share(canary) if canary else None
+    body: dict[str, Any] = {"version": version, "reason": reason, "canary": share, "shadow": shadow}
+    result = _ask(server, f"/v1/models/{name}/promote", body)
+    if as_json:
+        out.out(json.dumps(result, indent=2), highlight=False)
+        return
+    if share == 0 or shadow is False:
+        out.print(f"{name}: ended; version {result['route']['champion']} answers alone")
+        return
+    how = "the champion" if share is None and not shadow else "shadow" if shadow else f"canary for {share:.1%}"
+    out.print(
+        f"{name}: version {result['version']} is {how}; {result['parity_answers']} answers of "
+        f"{len(result['replicas'])} replicas to {result['parity_pictures']} pictures are what was evaluated "
+        f"({result['seconds']:.1f} s)"
+    )
+
+
+def rollback(
+    name: Annotated[str, typer.Argument(help="Name of a model.")],
+    reason: Reason = "",
+    server: Server = "",
+    as_json: Json = False,
+) -> None:
+    """Let the version answer that was the champion before."""
+    from autoad.console import out
+
+    route = _ask(server, f"/v1/models/{name}/rollback", {"reason": reason})
+    if as_json:
+        out.out(json.dumps(route, indent=2), highlight=False)
+    else:
+        out.print(f"{name}: version {route['champion']} is the champion again, instead of {route['previous']}")
+
+
+def _ask(server: str, path: str, body: dict[str, Any]) -> Any:
+    from autoad.client import Connection
+    from autoad.settings import get_settings
+
+    settings = get_settings()
+    with Connection(server or settings.server, settings.api_key.get_secret_value(), timeout=300) as connection:
+        return connection.post(path, body)
+
+
+def _share(text: str) -> float:
+    """A share of requests, written ``10%`` or ``0.1``.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from autoad.errors import UsageError
+
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise UsageError(f"--canary must be a share from 0% to below 100% but got {text!r}")
+    return share

