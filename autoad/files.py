@@ -4,7 +4,7 @@ A file's identity is the sha256 of its bytes. :func:`read_file` takes them from 
 machine has them there, and otherwise from the source that the process was given (:func:`use_source`); a file of the
 same name that holds something else is never taken for it.
 
-:class:`FileStore` keeps files as ``PROJECT/pictures/ab/SHA256`` in a folder or in an S3 bucket. A file appears there
+:class:`FileStore` keeps files as ``PROJECT/KIND/ab/SHA256`` in a folder or in an S3 bucket. A file appears there
 whole or not at all, and is checked whenever it is read.
 """
 
@@ -98,12 +98,13 @@ class FileStore:
             ``?endpoint_override=HOST:PORT&scheme=http``. Credentials come from the usual ``AWS_*`` variables, and so
             does the endpoint (``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL``) where the address names none.
         project: whose files they are.
+        kind: ``pictures`` or ``models``.
 
     Raises:
         UsageError: the address is none.
     """
 
-    def __init__(self, address: str, project: str) -> None:
+    def __init__(self, address: str, project: str, kind: str = "pictures") -> None:
         parts = urlsplit(address)
         if parts.scheme == "s3":
             self.name = f"s3://{parts.netloc.rpartition('@')[2]}{parts.path}"
@@ -122,7 +123,7 @@ class FileStore:
                 f"AUTOAD_FILES_URL must be s3://BUCKET/PREFIX or an absolute folder but has the scheme {parts.scheme!r}"
             )
         self._local = isinstance(self._files, pyarrow.fs.LocalFileSystem)
-        self._root = f"{root.rstrip('/')}/{quote(project, safe='')}/pictures"
+        self._root = f"{root.rstrip('/')}/{quote(project, safe='')}/{kind}"
 
     def read(self, sha256: str) -> bytes:
         """The file with that sha256.

@@ -358,3 +358,58 @@ class KeyEntry(_Record):
     scopes: list[Scope]
     created: datetime.datetime
     revoked: datetime.datetime | None = None
+
+
+class ReplicaEntry(_Record):
+    """A process that scores.
+
+    Attributes:
+        loaded: versions that it holds, as ``PROJECT/NAME/VERSION``.
+        failed: those that it could not load, and why.
+    """
+
+    id: str
+    loaded: list[str]
+    failed: dict[str, str]
+
+
+class PromoteRequest(_Record):
+    """What a promotion is asked for.
+
+    Attributes:
+        version: None for the newest.
+        reason: kept in the model's history.
+        canary: share of the requests, above 0 and below 1, that it is to answer; None to make it the champion.
+        shadow: whether it is to score beside the champion, unseen.
+    """
+
+    version: int | None = Field(default=None, ge=1)
+    reason: str = Field(default="", max_length=1000)
+    canary: float | None = Field(default=None, gt=0, lt=1)
+    shadow: bool = False
+
+
+class ReasonRequest(_Record):
+    """Why something is to be done; kept in the model's history."""
+
+    reason: str = Field(default="", max_length=1000)
+
+
+class PromotionResult(_Record):
+    """A promotion that was carried out.
+
+    Attributes:
+        route: as it is now.
+        version: that was promoted.
+        replicas: that had loaded it, and whose scores are those that were evaluated.
+        parity_pictures: how many pictures were sent.
+        parity_answers: how many answers were compared.
+        seconds: that it took.
+    """
+
+    route: RouteEntry
+    version: int
+    replicas: list[str]
+    parity_pictures: int
+    parity_answers: int
+    seconds: float

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from autoad.serve.options import ServeOptions
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from autoad.database import Database
+from autoad.database import Database, Keys
 from autoad.errors import AutoADError
-from autoad.keys import Keys
 from autoad.models.registry import Registry
-from autoad.serve.auth import Authenticator, Identity, is_loopback
+from autoad.serve.auth import Authenticator, is_loopback
 from autoad.serve.control import Control
-from autoad.serve.options import ServeOptions
 
 __all__ = ["build"]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import autoad.search._ray_environment  # noqa: F401  (before Ray)
-
 import contextlib
 import os
 import socket
@@ -12,13 +10,14 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from autoad.database import Database
+from autoad.serve.options import ServeOptions
+
+import autoad.search._ray_environment  # noqa: F401  (before Ray)
+from autoad.database import Database, Keys
 from autoad.errors import UsageError
-from autoad.keys import Keys
 from autoad.search.cluster import LocalWorkers, check_reachable, join_ray, local_ray
 from autoad.serve._haproxy import configure_haproxy
 from autoad.serve.auth import check_may_listen, is_loopback
-from autoad.serve.options import ServeOptions
 
 __all__ = ["serve_forever"]
 
@@ -91,5 +90,6 @@ def _check_port(options: ServeOptions) -> None:
             one.bind((options.host, options.port))
     except OSError as error:
         raise UsageError(
-            f"cannot listen on {options.host}:{options.port} ({error.strerror or error}); choose another --host or --port"
+            f"cannot listen on {options.host}:{options.port} ({error.strerror or error}); choose another --host or "
+            "--port"
         ) from error

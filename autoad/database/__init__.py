@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from autoad.database._keys import PREFIX, SCOPES, Keys, KeyTable, StoredKey, hash_secret
 from autoad.database._listing import describe_search, is_lost, list_searches, seconds_so_far
+from autoad.database._models import ModelTables, RouteConflictError
 from autoad.database._owner import LEASE_SECONDS, is_gone, this_process
-from autoad.database._records import Search, Trial
+from autoad.database._records import ModelVersion, Search, Trial
 from autoad.database._session import Database
 
 __all__ = [
@@ -20,6 +21,9 @@ __all__ = [
     "Database",
     "KeyTable",
     "Keys",
+    "ModelTables",
+    "ModelVersion",
+    "RouteConflictError",
     "Search",
     "StoredKey",
     "Trial",

@@ -102,7 +102,7 @@ class Keys:
             created=utc_now(),
         )
         try:
-            with self._database._transaction() as session:
+            with self._database.transaction() as session:
                 session.add(row)
         except sqlalchemy.exc.IntegrityError as error:
             raise UsageError(
@@ -114,7 +114,7 @@ class Keys:
         """A project's keys, oldest first, revoked ones too."""
         project = self._database.project if project is None else project
         query = select(ApiKey).where(ApiKey.project == project).order_by(ApiKey.created, ApiKey.id)
-        with self._database._sessions() as session:
+        with self._database.sessions() as session:
             return [_entry(row) for row in session.scalars(query)]
 
     def revoke(self, name: str, project: str | None = None) -> KeyEntry:
@@ -125,7 +125,7 @@ class Keys:
         """
         project = self._database.project if project is None else project
         query = select(ApiKey).where(ApiKey.project == project, ApiKey.name == name)
-        with self._database._transaction() as session:
+        with self._database.transaction() as session:
             row = session.scalars(query).one_or_none()
             if row is not None:
                 row.revoked = row.revoked or utc_now()
@@ -138,7 +138,7 @@ class Keys:
     def read(self) -> KeyTable:
         """All that a server needs to know of the keys of all projects, in one query."""
         query = select(ApiKey.id, ApiKey.project, ApiKey.name, ApiKey.scopes, ApiKey.hash, ApiKey.revoked)
-        with self._database._sessions() as session:
+        with self._database.sessions() as session:
             rows = session.execute(query).all()
         usable = {
             row.id: StoredKey(row.id, row.project, row.name, frozenset(row.scopes), row.hash)

@@ -95,9 +95,14 @@ class Database:
         self._engine.dispose()
 
     @contextmanager
-    def _transaction(self) -> Iterator[Session]:
+    def transaction(self) -> Iterator[Session]:
+        """A session whose changes are committed together at the end, or not at all."""
         with self._sessions.begin() as session:
             yield session
+
+    def sessions(self) -> Session:
+        """A session for reading; use it as a context."""
+        return self._sessions()
 
     def add_search(
         self,
@@ -115,7 +120,7 @@ class Database:
             UsageError: the project already has a search of that name.
         """
         try:
-            with self._transaction() as session:
+            with self.transaction() as session:
                 session.add(
                     Search(
                         id=search_id,
@@ -145,7 +150,7 @@ class Database:
         Raises:
             LeaseLostError: ``owner`` is given and the search has another one now.
         """
-        with self._transaction() as session:
+        with self.transaction() as session:
             if owner is not None:
                 self._renew(session, search_id, owner, {})
             search = session.get_one(Search, search_id)
@@ -162,7 +167,7 @@ class Database:
         Raises:
             UsageError: somebody does, or it has been completed.
         """
-        with self._transaction() as session:
+        with self.transaction() as session:
             search = session.get_one(Search, search_id)
             if search.status == "complete":
                 raise UsageError(f"the search {search.name!r} is complete; there is nothing to resume")
@@ -191,18 +196,18 @@ class Database:
         Raises:
             LeaseLostError: the search has another owner now.
         """
-        with self._transaction() as session:
+        with self.transaction() as session:
             self._renew(session, search_id, owner, {"spent": spent})
 
     def lost_searches(self) -> Sequence[Search]:
         """Searches of the project that are marked as running though their owner is gone."""
         query = select(Search).where(Search.project == self.project, Search.status == "running")
-        with self._sessions() as session:
+        with self.sessions() as session:
             return [s for s in session.scalars(query) if s.owner is None or is_gone(s.owner, s.heartbeat)]
 
     def write_fingerprint(self, search_id: str, fingerprint: list[float]) -> None:
         """Record what the search's pictures look like."""
-        with self._transaction() as session:
+        with self.transaction() as session:
             session.get_one(Search, search_id).fingerprint = fingerprint
 
     def fingerprinted_searches(self) -> Sequence[Search]:
@@ -210,7 +215,7 @@ class Database:
         query = select(Search).where(
             Search.project == self.project, Search.status == "complete", Search.fingerprint.is_not(None)
         )
-        with self._sessions() as session:
+        with self.sessions() as session:
             return session.scalars(query.order_by(Search.created)).all()
 
     @staticmethod
@@ -227,7 +232,7 @@ class Database:
             UsageError: there is none.
         """
         query = select(Search).where(Search.project == self.project)
-        with self._sessions() as session:
+        with self.sessions() as session:
             if name is None:
                 found = session.scalars(query.order_by(Search.created.desc()).limit(1)).first()
             else:
@@ -248,7 +253,7 @@ class Database:
             LeaseLostError: ``owner`` is given and the search has another one now.
         """
         finished = None if row.status == "running" else utc_now()
-        with self._transaction() as session:
+        with self.transaction() as session:
             if owner is not None:
                 self._renew(session, search_id, owner, {} if spent is None else {"spent": spent})
             trial = session.get(Trial, (search_id, row.trial))
@@ -260,7 +265,7 @@ class Database:
     def searches(self, limit: int | None = None) -> Sequence[Search]:
         """The project's searches, newest first."""
         query = select(Search).where(Search.project == self.project).order_by(Search.created.desc(), Search.id)
-        with self._sessions() as session:
+        with self.sessions() as session:
             return session.scalars(query.limit(limit)).all()
 
     def count_ended(self, search_ids: Collection[str]) -> dict[str, int]:
@@ -270,7 +275,7 @@ class Database:
             .where(Trial.project == self.project, Trial.search_id.in_(search_ids), Trial.status != "running")
             .group_by(Trial.search_id)
         )
-        with self._sessions() as session:
+        with self.sessions() as session:
             return {row[0]: row[1] for row in session.execute(query)}
 
     def best_values(self, search_ids: Collection[str], objective: Objective) -> dict[str, float]:
@@ -281,7 +286,7 @@ class Database:
             .where(Trial.project == self.project, Trial.search_id.in_(search_ids), Trial.status == "complete")
             .group_by(Trial.search_id)
         )
-        with self._sessions() as session:
+        with self.sessions() as session:
             return {row[0]: row[1] for row in session.execute(query) if row[1] is not None}
 
     def changed_trials(
@@ -299,11 +304,11 @@ class Database:
         if since is not None:
             new |= Trial.finished > since
         query = select(Trial).where(Trial.project == self.project, Trial.search_id == search_id, new)
-        with self._sessions() as session:
+        with self.sessions() as session:
             return session.scalars(query.order_by(Trial.number)).all()
 
     def trials(self, search_id: str) -> Sequence[TrialRow]:
         """All trials of a search, by number."""
         query = select(Trial.row).where(Trial.project == self.project, Trial.search_id == search_id)
-        with self._sessions() as session:
+        with self.sessions() as session:
             return [TrialRow.model_validate(row) for row in session.scalars(query.order_by(Trial.number))]

@@ -1,0 +1,57 @@
+"""Names and addresses of models: ``bottle``, ``bottle/3``, ``bottle@champion``, with ``models:/`` before them or not."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from autoad.errors import UnknownNameError, UsageError
+
+__all__ = ["ALIASES", "Address", "check_model_name", "parse_address"]
+
+ALIASES = ("champion", "previous", "canary", "shadow")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_PREFIX = "models:/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """Which version of which model; without version and alias the champion, or the newest where there is none."""
+
+    name: str
+    version: int | None = None
+    alias: str | None = None
+
+
+def check_model_name(name: str) -> str:
+    """The name, which becomes a folder and a part of addresses.
+
+    Raises:
+        UsageError: it cannot be one.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            "a model's name must be letters, digits, '.', '_' or '-', at most 100, the first a letter or digit, but got "
+            f"{name[:120]!r}"
+        )
+    return name
+
+
+def parse_address(text: str) -> Address:
+    """Read an address.
+
+    Raises:
+        UsageError: it is none.
+    """
+    bare = text.removeprefix(_PREFIX)
+    name, at, alias = bare.partition("@")
+    if at:
+        if alias not in ALIASES:
+            raise UnknownNameError("alias", alias, ALIASES)
+        return Address(check_model_name(name), alias=alias)
+    name, slash, version = bare.partition("/")
+    if not slash:
+        return Address(check_model_name(name))
+    if not version.isascii() or not version.isdigit() or not 1 <= len(version) <= 9:
+        raise UsageError(f"a version must be a number, as in {name[:100]}/3, but got {version[:20]!r}")
+    return Address(check_model_name(name), version=int(version))

@@ -1,0 +1,409 @@
+"""The registry: numbered versions of models, and which of them answers.
+
+Rows of the database are the truth; files only back them up. A version is a row and the folder
+``models/PROJECT/NAME/VERSION`` with the files whose sha256 the row names. With a file store (``AUTOAD_FILES_URL``) the
+files also lie there by their sha256, and a machine that has no such folder fetches it. Aliases move in one transaction,
+so whoever dies in the middle leaves the old state or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from autoad.database import Database, ModelTables, ModelVersion
+from autoad.errors import ArtifactError, FileStoreError, UnknownNameError, UsageError
+from autoad.files import FileStore, write_atomically
+from autoad.models._addresses import ALIASES, check_model_name, parse_address
+from autoad.models.artifact import Manifest, read_manifest
+from autoad.schema import Metrics, ModelEntry, ModelVersionEntry, ReplicaEntry, RouteEntry
+from autoad.settings import Settings, get_settings
+
+__all__ = ["Registry"]
+
+_Change = Callable[[RouteEntry], Any]
+
+
+class Registry:
+    """The models of one database.
+
+    Where a method takes a ``project``, None is the database's own.
+
+    Args:
+        database: with versions, routes and replicas.
+        settings: where artifacts lie; from the environment by default.
+    """
+
+    def __init__(self, database: Database, settings: Settings | None = None) -> None:
+        settings = settings or get_settings()
+        self._default_project = database.project
+        self._tables = ModelTables(database)
+        self._root = settings.data_dir / "models"
+        self._files_url = settings.files_url
+        self._checked: set[Path] = set()
+
+    # Versions
+
+    def register(self, folder: Path, name: str, *, project: str | None = None) -> ModelVersionEntry:
+        """Take a finished artifact over as the next version of a model.
+
+        A search's champion is registered once, however often this is called for it: its process may have been killed
+        between this and its last word to the database.
+
+        Args:
+            folder: of the artifact, on the same disk as the data folder; it is moved.
+            name: of the model, which need not exist yet.
+            project: whose model it becomes.
+
+        Raises:
+            UsageError: the name cannot be one.
+            ArtifactError: the folder is no finished artifact.
+            FileStoreError: the file store cannot be written.
+        """
+        project = project or self._default_project
+        check_model_name(name)
+        manifest = read_manifest(folder)
+        if manifest.calibration is None:
+            raise ArtifactError(f"{str(folder)!r} was never calibrated, so it cannot be registered; search again")
+        known = self._tables.of_search(project, manifest.provenance.search)
+        if known is not None and known.name == name:
+            shutil.rmtree(folder, ignore_errors=True)
+            return self._entry(known, self._tables.route(project, name))
+        contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+        files = {file: hashlib.sha256(data).hexdigest() for file, data in contents.items()}
+        store = self._store(project)
+        if store is not None:
+            for data in contents.values():
+                store.write(data)
+        with self._tables.new_version(project, name) as (session, number):
+            row = ModelVersion(
+                project=project,
+                name=name,
+                version=number,
+                algorithm=manifest.members[0].algorithm,
+                files=files,
+                size=sum(map(len, contents.values())),
+                manifest=manifest.model_dump(mode="json"),
+                search_id=manifest.provenance.search,
+                trial=manifest.provenance.trial,
+                dataset_hash=manifest.provenance.dataset_hash,
+                code_version=manifest.provenance.code_version,
+            )
+            session.add(row)
+            session.flush()
+            target = self._folder(project, name, number)
+            shutil.rmtree(target, ignore_errors=True)  # of somebody who died before the commit
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(target)
+        return self._entry(row, self._tables.route(project, name))
+
+    def models(self, project: str | None = None) -> list[ModelEntry]:
+        """All models, by name."""
+        project = project or self._default_project
+        by_name: defaultdict[str, list[ModelVersion]] = defaultdict(list)
+        for row in self._tables.versions(project):
+            by_name[row.name].append(row)
+        routes = self._tables.routes()
+        return [
+            self._model(name, rows, routes.get((project, name), self._no_route(project, name)))
+            for name, rows in sorted(by_name.items())
+        ]
+
+    def model(self, name: str, project: str | None = None) -> ModelEntry:
+        """One model.
+
+        Raises:
+            UnknownNameError: there is no such model.
+        """
+        project = project or self._default_project
+        rows = self._tables.versions(project, name)
+        if not rows:
+            raise UnknownNameError("model", name, {row.name for row in self._tables.versions(project)})
+        return self._model(name, rows, self._tables.route(project, name))
+
+    def resolve(self, address: str, project: str | None = None) -> ModelVersionEntry:
+        """The version that an address names: ``bottle``, ``bottle/3``, ``bottle@previous``, ``models:/bottle@champion``.
+
+        A name alone is the champion, or the newest version where nothing was promoted yet.
+
+        Raises:
+            UsageError: it is no address, or there is no such model, version or alias.
+        """
+        parsed = parse_address(address)
+        model = self.model(parsed.name, project)
+        version = parsed.version
+        if parsed.alias is not None:
+            version = getattr(model.route, parsed.alias)
+            if version is None:
+                raise UsageError(f"no version of {parsed.name!r} is {parsed.alias}; promote one with: autoad promote")
+        if version is None:
+            version = model.route.champion or model.versions[0].version
+        for entry in model.versions:
+            if entry.version == version:
+                return entry
+        raise UnknownNameError(
+            f"version of {parsed.name!r}", str(version), [str(one.version) for one in model.versions]
+        )
+
+    def open(self, name: str, version: int, project: str | None = None) -> Path:
+        """The folder of a version's artifact on this machine, with the files that were registered.
+
+        Raises:
+            UnknownNameError: there is no such version.
+            ArtifactError: a file is missing or damaged here, and the file store does not have it.
+        """
+        project = project or self._default_project
+        row = self._tables.version(project, name, version)
+        if row is None:
+            raise UnknownNameError(
+                f"version of {name!r}", str(version), [str(one.version) for one in self._tables.versions(project, name)]
+            )
+        folder = self._folder(project, name, version)
+        if folder not in self._checked:
+            for file, sha256 in row.files.items():
+                self._make_present(folder / file, sha256, project)
+            self._checked.add(folder)
+        return folder
+
+    def delete(self, name: str, version: int, *, reason: str, actor: str, project: str | None = None) -> None:
+        """Delete a version; its number is never given again.
+
+        Raises:
+            UnknownNameError: there is no such version.
+            UsageError: it serves: it is champion, previous, canary, shadow, or being promoted.
+        """
+        project = project or self._default_project
+
+        def decide(route: RouteEntry) -> Any:
+            self._existing(project, name, version)
+            for role in (*ALIASES, "staged"):
+                if getattr(route, role) == version:
+                    raise UsageError(
+                        f"version {version} of {name!r} is {role} and cannot be deleted; promote another, or end that, "
+                        "first"
+                    )
+            return {}, ("delete", version, None)
+
+        self._existing(project, name, version)
+        self._tables.change(
+            project,
+            name,
+            decide,
+            reason=reason,
+            actor=actor,
+            also=lambda session: session.delete(session.get_one(ModelVersion, (project, name, version))),
+        )
+        folder = self._folder(project, name, version)
+        self._checked.discard(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    # Routes
+
+    def routes(self) -> dict[tuple[str, str], RouteEntry]:
+        """All routes of all projects, by project and name."""
+        return self._tables.routes()
+
+    def mark(self) -> tuple[int, int]:
+        """Cheap, and different after any change of any route."""
+        return self._tables.mark()
+
+    def stage(self, name: str, version: int, project: str | None = None) -> RouteEntry:
+        """Have every replica load a version, because it is about to be promoted."""
+        project = project or self._default_project
+        self._existing(project, name, version)
+
+        def decide(_: RouteEntry) -> Any:
+            self._existing(project, name, version)  # it may have been deleted since
+            return {"staged": version}, None
+
+        return self._tables.change(project, name, decide)
+
+    def unstage(self, name: str, version: int, project: str | None = None) -> RouteEntry:
+        """Take that back, unless another version has been staged since."""
+        return self._tables.change(
+            project or self._default_project,
+            name,
+            lambda route: ({"staged": None if route.staged == version else route.staged}, None),
+        )
+
+    def promote(self, name: str, version: int, *, reason: str, actor: str, project: str | None = None) -> RouteEntry:
+        """Make a version the champion, and the champion the previous one. Only the alias moves; checks come before.
+
+        Raises:
+            UsageError: there is no such version, or it is the champion already.
+        """
+        project = project or self._default_project
+        self._existing(project, name, version)
+
+        def decide(route: RouteEntry) -> Any:
+            self._existing(project, name, version)
+            if route.champion == version:
+                raise UsageError(f"version {version} of {name!r} is the champion already")
+            fields: dict[str, Any] = {"champion": version, "previous": route.champion, "staged": None}
+            if route.canary == version:
+                fields |= {"canary": None, "canary_share": 0.0}
+            if route.shadow == version:
+                fields["shadow"] = None
+            return fields, ("promote", route.champion, version)
+
+        return self._tables.change(project, name, decide, reason=reason, actor=actor)
+
+    def rollback(self, name: str, *, reason: str, actor: str, project: str | None = None) -> RouteEntry:
+        """Let champion and previous change places; a canary ends.
+
+        Raises:
+            UsageError: there is no previous champion.
+        """
+
+        def decide(route: RouteEntry) -> Any:
+            if route.previous is None:
+                raise UsageError(f"{name!r} has no previous champion to go back to")
+            fields = {
+                "champion": route.previous,
+                "previous": route.champion,
+                "canary": None,
+                "canary_share": 0.0,
+            }
+            return fields, ("rollback", route.champion, route.previous)
+
+        return self._change(name, decide, reason, actor, project)
+
+    def set_canary(
+        self, name: str, version: int, share: float, *, reason: str, actor: str, project: str | None = None
+    ) -> RouteEntry:
+        """Let a version answer a share of the requests instead of the champion.
+
+        Raises:
+            UsageError: there is no such version, or no champion beside it.
+        """
+        return self._beside(name, version, "canary", {"canary": version, "canary_share": share}, reason, actor, project)
+
+    def set_shadow(self, name: str, version: int, *, reason: str, actor: str, project: str | None = None) -> RouteEntry:
+        """Let a version score beside the champion, unseen.
+
+        Raises:
+            UsageError: there is no such version, or no champion beside it.
+        """
+        return self._beside(name, version, "shadow", {"shadow": version}, reason, actor, project)
+
+    def end_canary(self, name: str, *, reason: str, actor: str, project: str | None = None) -> RouteEntry:
+        """Let the champion answer all requests again."""
+        return self._change(
+            name,
+            lambda route: ({"canary": None, "canary_share": 0.0}, ("end_canary", route.canary, None)),
+            reason,
+            actor,
+            project,
+        )
+
+    def end_shadow(self, name: str, *, reason: str, actor: str, project: str | None = None) -> RouteEntry:
+        """Score by the champion alone again."""
+        return self._change(
+            name, lambda route: ({"shadow": None}, ("end_shadow", route.shadow, None)), reason, actor, project
+        )
+
+    # Replicas
+
+    def beat(self, replica: str, loaded: Sequence[str], failed: dict[str, str]) -> None:
+        """Say that a replica lives, which versions it holds (``PROJECT/NAME/VERSION``), and which it could not load."""
+        self._tables.beat(replica, loaded, failed)
+
+    def leave(self, replica: str) -> None:
+        """Say that a replica ends."""
+        self._tables.leave(replica)
+
+    def replicas(self, seconds: float) -> list[ReplicaEntry]:
+        """Those that have given a sign of life within so many seconds."""
+        return self._tables.replicas(seconds)
+
+    # Within
+
+    def _change(self, name: str, decide: _Change, reason: str, actor: str, project: str | None) -> RouteEntry:
+        project = project or self._default_project
+        self.model(name, project)
+        return self._tables.change(project, name, decide, reason=reason, actor=actor)
+
+    def _beside(
+        self,
+        name: str,
+        version: int,
+        role: Any,
+        fields: dict[str, Any],
+        reason: str,
+        actor: str,
+        project: str | None,
+    ) -> RouteEntry:
+        project = project or self._default_project
+        self._existing(project, name, version)
+
+        def decide(route: RouteEntry) -> Any:
+            self._existing(project, name, version)
+            if route.champion is None or route.champion == version:
+                raise UsageError(f"version {version} of {name!r} cannot be {role} without another champion beside it")
+            return fields | {"staged": None}, (role, getattr(route, role), version)
+
+        return self._tables.change(project, name, decide, reason=reason, actor=actor)
+
+    def _existing(self, project: str, name: str, version: int) -> ModelVersion:
+        row = self._tables.version(project, name, version)
+        if row is None:
+            numbers = [str(entry.version) for entry in self.model(name, project).versions]
+            raise UnknownNameError(f"version of {name!r}", str(version), numbers)
+        return row
+
+    def _folder(self, project: str, name: str, version: int) -> Path:
+        return self._root / project / name / str(version)
+
+    def _store(self, project: str) -> FileStore | None:
+        return FileStore(self._files_url, project, kind="models") if self._files_url else None
+
+    def _make_present(self, file: Path, sha256: str, project: str) -> None:
+        with contextlib.suppress(OSError):
+            if hashlib.sha256(file.read_bytes()).hexdigest() == sha256:
+                return
+        store = self._store(project)
+        if store is None:
+            raise ArtifactError(
+                f"{str(file)!r} must have sha256 {sha256[:12]} but is missing or damaged; put the file back, or delete "
+                "this version and search again"
+            )
+        try:
+            data = store.read(sha256)
+        except FileStoreError as error:
+            raise ArtifactError(f"{str(file)!r} is not on this machine, and {error}") from error
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, data)
+
+    @staticmethod
+    def _no_route(project: str, name: str) -> RouteEntry:
+        return RouteEntry(project=project, name=name, generation=0)
+
+    def _model(self, name: str, rows: Sequence[ModelVersion], route: RouteEntry) -> ModelEntry:
+        versions = [self._entry(row, route) for row in rows]
+        return ModelEntry(name=name, route=route, versions=versions, history=self._tables.history(route.project, name))
+
+    @staticmethod
+    def _entry(row: ModelVersion, route: RouteEntry) -> ModelVersionEntry:
+        manifest = Manifest.model_validate(row.manifest)
+        metrics = manifest.metrics
+        names = Metrics.model_fields
+        return ModelVersionEntry(
+            name=row.name,
+            version=row.version,
+            algorithm=row.algorithm,
+            aliases=[alias for alias in ALIASES if getattr(route, alias) == row.version],
+            search=row.search_id,
+            trial=row.trial,
+            dataset_hash=row.dataset_hash,
+            code_version=row.code_version,
+            created=row.created,
+            size=row.size,
+            threshold=None if manifest.calibration is None else manifest.calibration.threshold,
+            validation=None if metrics is None else metrics.validation,
+            test=None if metrics is None else Metrics(**metrics.test.model_dump(include=set(names))),
+        )
