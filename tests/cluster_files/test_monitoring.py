@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from autoad.models import Score
+from autoad.serve.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "cluster" / "grafana"
@@ -81,32 +85,49 @@ def test_every_expression_is_promql(tmp_path: Path) -> None:
     assert check([*expressions, "sum(rate(autoad_requests_total)"]).returncode != 0
 
 
-def test_every_metric_is_one_that_the_service_has() -> None:
-    named = {name for _, text in EXPRESSIONS for name in re.findall(r"\bautoad_\w+", text)}
-    named |= {
-        name for v in DASHBOARD["templating"]["list"] for name in re.findall(r"\bautoad_\w+", v["query"]["query"])
+def test_every_metric_and_label_is_one_that_the_service_has() -> None:
+    metrics = Metrics("a", pending=lambda: 0, held=lambda: 0)
+    metrics.count_request("score", 200)
+    metrics.observe_scored("p", "m", 1, 0.01, [Score(0.5, 0.5, False, None, None)])
+    metrics.observe_batch(2)
+    metrics.count_shadow("p", "m", 2, "differs")
+    metrics.count_model("loaded")
+    families = list(text_string_to_metric_families(metrics.text().decode()))
+    labels = {sample.name: set(sample.labels) for family in families for sample in family.samples}
+    queries = [variable["query"]["query"] for variable in DASHBOARD["templating"]["list"]]
+    for text in [*(text for _, text in EXPRESSIONS), *queries]:
+        used = re.findall(r"\b(autoad_\w+)(?:\{([^}]*)\})?", text)
+        assert used
+        for name, selector in used:
+            assert set(re.findall(r"(\w+)=", selector)) <= labels[name], text
+            for grouping in re.findall(r"by \(([^)]*)\)", text):
+                assert set(grouping.split(", ")) <= labels[name], text
+    shown = {
+        re.sub("_(bucket|sum|count)$", "", name) for _, text in EXPRESSIONS for name in re.findall(r"autoad_\w+", text)
     }
-    families = {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in named}
-    source = "".join(path.read_text() for path in (ROOT / "serve").glob("*.py"))
-    assert len(families) >= 8
-    assert families <= {re.sub("_total$", "", name) for name in re.findall(r'"(autoad_\w+)"', source)}
+    made = {name for name in labels if not name.endswith("_created")}
+    assert {re.sub("_(bucket|sum|count)$", "", name) for name in made} == shown, "nothing is counted that nobody sees"
 
 
 SERIES = [
-    ('autoad_requests_total{project="p",model="m",version="1",status="200"}', "0+90x20"),
-    ('autoad_requests_total{project="p",model="m",version="1",status="503"}', "0+10x20"),
-    ('autoad_pictures_total{project="p",model="m",version="1",replica="a"}', "0+60x20"),
-    ('autoad_pictures_total{project="p",model="m",version="2",replica="a"}', "0+30x20"),
-    ('autoad_anomalies_total{project="p",model="m",version="1",replica="a"}', "0+6x20"),
-    ('autoad_anomalies_total{project="p",model="m",version="2",replica="a"}', "0+30x20"),
-    ('autoad_shadow_pictures_total{project="p",model="m",version="3",replica="a"}', "0+20x20"),
-    ('autoad_shadow_differences_total{project="p",model="m",version="3",replica="a"}', "0+5x20"),
+    ('autoad_requests_total{route="score",status="200",replica="a"}', "0+90x20"),
+    ('autoad_requests_total{route="score",status="503",replica="a"}', "0+10x20"),
+    ('autoad_pictures_total{project="p",model="m",version="1",replica="a",verdict="normal"}', "0+54x20"),
+    ('autoad_pictures_total{project="p",model="m",version="1",replica="a",verdict="anomalous"}', "0+6x20"),
+    ('autoad_pictures_total{project="p",model="m",version="2",replica="a",verdict="anomalous"}', "0+20x20"),
+    ('autoad_pictures_total{project="p",model="m",version="2",replica="b",verdict="anomalous"}', "0+10x20"),
+    ('autoad_shadow_pictures_total{project="p",model="m",version="3",replica="a",outcome="differs"}', "0+15x20"),
     ('autoad_queue_pictures{replica="a"}', "3+0x20"),
+    ('autoad_models_bytes{replica="a"}', "5+0x20"),
     ("autoad_batch_pictures_sum", "0+96x20"),
     ("autoad_batch_pictures_count", "0+12x20"),
     *(
         (f'autoad_request_seconds_bucket{{project="p",model="m",version="1",le="{limit}"}}', f"0+{count}x20")
         for limit, count in (("0.01", 50), ("0.02", 100), ("+Inf", 100))
+    ),
+    *(
+        (f'autoad_normalized_score_bucket{{project="p",model="m",version="1",le="{limit}"}}', f"0+{count}x20")
+        for limit, count in (("0.5", 30), ("+Inf", 60))
     ),
 ]
 
@@ -122,10 +143,11 @@ SERIES = [
         ("Anomalous pictures", 0, "{}", 36 / 90),
         ("Anomaly rate", 0, '{model="m", version="1"}', 0.1),
         ("Anomaly rate", 0, '{model="m", version="2"}', 1.0),
-        ("Shadow", 0, '{model="m", version="3"}', 0.25),
+        ("Shadow", 0, '{model="m", version="3", outcome="differs"}', 1.0),
         ("Batch size", 0, "{}", 8.0),
         ("Queue", 0, '{replica="a"}', 3.0),
-        ("Errors", 0, '{model="m", status="503"}', 10 / 15),
+        ("Errors", 0, '{route="score", status="503"}', 10 / 15),
+        ("Memory of models", 0, '{replica="a"}', 5.0),
     ],
 )
 def test_panels_show_what_they_say(tmp_path: Path, title: str, target: int, labels: str, value: float) -> None:

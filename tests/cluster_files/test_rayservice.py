@@ -14,6 +14,8 @@ import pytest
 import ray
 import yaml
 
+from autoad.serve.auth import is_loopback
+from autoad.serve.options import ServeOptions
 from tests.cluster_files.kuberay import RAY_SERVICE
 
 with warnings.catch_warnings():
@@ -90,8 +92,18 @@ def test_ray_takes_the_serve_configuration(service: dict[str, Any]) -> None:
     assert (application.import_path, application.route_prefix) == ("autoad.serve.app:build", "/")
     with pytest.raises(AssertionError):
         check_serve_config(service["spec"]["serveConfigV2"].replace("route_prefix", "route_prefx"))
-    options = application.args
-    assert (options["host"], options["port"]) == (schema.http_options.host, schema.http_options.port)
+
+
+@pytest.mark.parametrize("where", ["cluster/rayservice.yaml", "serve/config.yaml"])
+def test_the_application_takes_its_options_and_knows_where_it_listens(where: str) -> None:
+    """With another host in its options than Serve listens on, a server would take every client for a local one."""
+    loaded = yaml.safe_load((ROOT / where).read_text())
+    schema = check_serve_config(loaded["spec"]["serveConfigV2"] if "spec" in loaded else yaml.safe_dump(loaded))
+    (application,) = schema.applications
+    assert application.import_path == "autoad.serve.app:build"
+    options = ServeOptions.model_validate(application.args)
+    assert (options.host, options.port) == (schema.http_options.host, schema.http_options.port)
+    assert is_loopback(options.host) == (where == "serve/config.yaml")
 
 
 def test_every_process_of_the_cluster_needs_the_token(service: dict[str, Any]) -> None:
