@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
-from autoad.serve.metrics import Metrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from autoad.models import Score
+from autoad.serve.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "cluster" / "grafana"
