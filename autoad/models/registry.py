@@ -292,12 +292,14 @@ class Registry:
         def decide(route: RouteEntry) -> Any:
             if route.previous is None:
                 raise UsageError(f"{name!r} has no previous champion to go back to")
-            fields = {
+            fields: dict[str, Any] = {
                 "champion": route.previous,
                 "previous": route.champion,
                 "canary": None,
                 "canary_share": 0.0,
             }
+            if route.shadow == route.previous:
+                fields["shadow"] = None
             return fields, ("rollback", route.champion, route.previous)
 
         return self._change(name, decide, reason, actor, project)
@@ -308,8 +310,10 @@ class Registry:
         """Let a version answer a share of the requests instead of the champion.
 
         Raises:
-            UsageError: there is no such version, or no champion beside it.
+            UsageError: there is no such version, or no champion beside it, or the share is none.
         """
+        if not 0 < share < 1:
+            raise UsageError(f"a canary's share of the requests must lie between 0 and 1 but got {share}")
         return self._beside(name, version, "canary", {"canary": version, "canary_share": share}, reason, actor, project)
 
     def set_shadow(self, name: str, version: int, *, reason: str, actor: str, project: str | None = None) -> RouteEntry:
