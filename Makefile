@@ -22,10 +22,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	@.ci/demo $(BIN)/autoad $(DEMO)
 
-# What the tests of several machines need of Debian: namespaces, and a database server.
+# What the tests of several machines need of Debian: namespaces, a database server, and Prometheus's checker.
 machines:
 	@command -v ip nsenter setpriv ps >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
 		{ apt-get update -q && apt-get install -q -y iproute2 util-linux procps postgresql; }
+	@command -v promtool >/dev/null || [ -x $(BIN)/promtool ] || $(MAKE) --no-print-directory $(BIN)/promtool
+
+# Out of its package, which as a whole would start a Prometheus on every interface.
+$(BIN)/promtool: | $(VENV)/.installed
+	apt-get update -q
+	folder=$$(mktemp -d) && cd $$folder && apt-get download -q prometheus && dpkg-deb --extract prometheus_*.deb . && \
+		install -m 755 usr/bin/promtool $(CURDIR)/$(BIN)/promtool && rm -r $$folder
 
 test: install machines browser
 	$(BIN)/python -m pytest

@@ -8,7 +8,8 @@
     |   |-- DatasetError            the folder or manifest cannot be searched as it is
     |   |-- SearchSpaceError        a search-space file is wrong: names file, line and key
     |   `-- CalibrationError        the threshold asked for needs more calibration pictures
-    |-- UnreadableImageError        a picture is truncated, too large, or no picture
+    |-- UnreadableImageError        a picture is truncated, damaged, or no picture
+    |   `-- ImageTooLargeError      it has more pixels than are decoded
     |-- WeightsError                a backbone's weights cannot be reached or are not what they should be
     |-- FileStoreError              the file store cannot be reached, or does not hold what it should
     |-- ArtifactError               a saved model is damaged, incomplete or of a newer schema
@@ -42,6 +43,7 @@ __all__ = [
     "DatasetError",
     "FileStoreError",
     "ForbiddenError",
+    "ImageTooLargeError",
     "LeaseLostError",
     "NoTrialSucceededError",
     "PromotionError",
@@ -105,6 +107,10 @@ class CalibrationError(UsageError):
 
 class UnreadableImageError(AutoADError):
     """A picture cannot be decoded."""
+
+
+class ImageTooLargeError(UnreadableImageError):
+    """A picture has more pixels than are decoded."""
 
 
 class WeightsError(AutoADError):

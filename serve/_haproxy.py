@@ -6,12 +6,13 @@ itself: with bodies of 200 kB that was 15 times the requests per second of Serve
 
 HAProxy's exporter and its statistics page would listen on every interface, and its files lie in ``/tmp`` for anybody to
 read. Here each server has ports and a folder of its own, and a script in HAProxy's place binds those two pages to
-loopback before it becomes HAProxy. The script also has it answer 503 instead of 404 while it knows no replica yet: after
-HAProxy's own death there is such a moment, and a client must try again then.
+loopback before it becomes HAProxy. The script also has it answer 503 instead of 404 while it knows no replica yet:
+after HAProxy's own death there is such a moment, and a client must try again then.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import MutableMapping
@@ -26,15 +27,17 @@ _SCRIPT = """#!/bin/sh
 # Becomes HAProxy, after changes to its configuration for which Ray's template has no setting.
 for argument in "$@"; do
     case "$argument" in
-        *.cfg) sed -i \\
-            -e 's/bind :{exporter}$/bind 127.0.0.1:{exporter}/' \\
-            -e 's/bind \\*:{statistics}$/bind 127.0.0.1:{statistics}/' \\
-            -e '/^backend default_backend$/,/^backend /s/return status 404 .*/return status 503 content-type application\\/json string "{{\\\\"error\\\\":{{\\\\"code\\\\":\\\\"starting\\\\",\\\\"message\\\\":\\\\"no replica is up yet\\\\"}}}}" hdr Retry-After 1/' \\
-            "$argument" ;;
+        *.cfg) sed -i -f "$0.sed" "$argument" ;;
     esac
 done
 exec "{binary}" "$@"
 """
+_CHANGES = r"""s/bind :{exporter}$/bind 127.0.0.1:{exporter}/
+s/bind \*:{statistics}$/bind 127.0.0.1:{statistics}/
+/^backend default_backend$/,/^backend http/s/return status 404 .*/{starting}/
+"""
+_STARTING = r"""return status 503 content-type application\/json string "{}" hdr Retry-After 1"""
+_MESSAGE = {"error": {"code": "starting", "message": "no replica is up yet"}}
 
 
 def configure_haproxy(folder: Path, environment: MutableMapping[str, str] | None = None) -> None:
@@ -50,7 +53,11 @@ def configure_haproxy(folder: Path, environment: MutableMapping[str, str] | None
     environment = os.environ if environment is None else environment
     exporter, statistics, fallback = _free_ports(3)
     script = folder / "haproxy"
-    script.write_text(_SCRIPT.format(exporter=exporter, statistics=statistics, binary=_binary()))
+    script.write_text(_SCRIPT.format(binary=_binary()))
+    # Quotes are escaped once for HAProxy and once for sed.
+    starting = _STARTING.format(json.dumps(_MESSAGE).replace('"', r'\\"'))
+    changes = _CHANGES.format(exporter=exporter, statistics=statistics, starting=starting)
+    (folder / "haproxy.sed").write_text(changes)
     script.chmod(0o700)
     environment.update(
         RAY_SERVE_ENABLE_HA_PROXY="1",

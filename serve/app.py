@@ -12,22 +12,29 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from autoad.serve.options import ServeOptions
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from autoad.database import Database, Keys
 from autoad.errors import AutoADError
 from autoad.models.registry import Registry
-from autoad.serve.auth import Authenticator, is_loopback
+from autoad.serve.auth import Authenticator, internal_key, is_loopback
 from autoad.serve.control import Control
+from autoad.serve.exposition import Exposition
+from autoad.serve.http import create_app
+from autoad.serve.options import ServeOptions
+from autoad.serve.scorer import Scorer
 
 __all__ = ["build"]
 
 _CONTROL = "Control"
 _INGRESS = "Scoring"
+_EVERYWHERE = ("0.0.0.0", "::", "")  # noqa: S104 (only compared with)
+_REPORT_SECONDS = 1.0
 
 
 def build(options: ServeOptions) -> Application:
@@ -63,19 +70,15 @@ class Scoring:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """What Serve calls for the routes."""
-        from autoad.serve.http import create_app
-        from autoad.serve.scorer import Scorer
-
         database = Database()
         replica = serve.get_replica_context().replica_id.unique_id
-        self._scorer = Scorer(Registry(database), self._options, replica=replica)
-        remote = RemoteControl(self._control, replica, self._scorer.metrics)
+        registry = Registry(database)
+        self._scorer = Scorer(registry, self._options, replica)
+        remote = RemoteControl(self._control, replica, self._scorer.metrics.text)
         authenticator = Authenticator(
             Keys(database), database.project, loopback=is_loopback(self._options.host), internal=self._secret
         )
-        app = create_app(self._scorer, remote, authenticator, self._options)
-        app.router.lifespan_context = _with(remote.running, app.router.lifespan_context)
-        return app
+        return create_app(self._scorer, registry, remote, authenticator, self._options)
 
     def check_health(self) -> None:
         """Serve replaces the replica when this raises."""
@@ -103,7 +106,7 @@ class RemoteControl:
         return result
 
     @contextlib.asynccontextmanager
-    async def reporting(self) -> AsyncIterator[None]:
+    async def running(self) -> AsyncIterator[None]:
         """Tell the control plane this replica's metrics while the context lasts."""
 
         async def report() -> None:
@@ -123,7 +126,7 @@ class RemoteControl:
 class ControlPlane:
     """The process that :class:`Control` runs in."""
 
-    def __init__(self, options: ServeOptions, secret: str) -> None:
+    async def __init__(self, options: ServeOptions, secret: str) -> None:  # type: ignore[misc]  # Serve awaits it
         _stay_on_loopback(options)
         host = "127.0.0.1" if options.host in _EVERYWHERE else options.host
         self._control = Control(
@@ -134,7 +137,7 @@ class ControlPlane:
             batch=min(options.max_batch, options.max_pictures),
         )
         self._exposition = Exposition()
-        self._tidied = False
+        await self._control.tidy()
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """The result of a method of :class:`Control`, or the error that it raised on purpose, as a value."""

@@ -101,7 +101,7 @@ class Ruler:
         calibration = [picture for picture in pictures if picture.role == "calibration"]
         if manifest.calibration is None or not calibration:
             raise ValueError("a parity set must hold calibration pictures of a calibrated model")
-        precisions = {member.precision for member in manifest.members}
+        precisions: set[str] = {member.precision for member in manifest.members}
         precisions |= {member.backbone.precision for member in manifest.members if member.backbone is not None}
         peaks = [float(picture.anomaly_map.max()) for picture in calibration if picture.anomaly_map is not None]
         return cls(

@@ -26,8 +26,8 @@ class Connection:
         server: its address, such as ``http://127.0.0.1:8000``.
         api_key: empty for a server on this machine that asks for none.
         timeout: seconds that an answer may take.
-        retries: how often a request that may be repeated is tried again, after waits that double from a second (longer where
-            the server asks for it in ``Retry-After``).
+        retries: how often a request that may be repeated is tried again, after waits that double from a second (longer
+            where the server asks for it in ``Retry-After``).
         sleep: what waits.
     """
 
@@ -74,6 +74,10 @@ class Connection:
         more = {} if timeout is None else {"timeout": timeout}
         return self._ask("POST", path, repeatable=repeatable, json=dict(json or {}), **more)
 
+    def delete(self, path: str) -> Any:
+        """What ``path`` answers when what it names is to end."""
+        return self._ask("DELETE", path, repeatable=True)
+
     def send(self, path: str, picture: bytes, **params: str | int) -> Any:
         """What ``path`` answers to a picture. Scoring changes nothing, so it is repeated when it fails."""
         headers = {"Content-Type": "application/octet-stream"}
@@ -99,7 +103,7 @@ class Connection:
                 self._sleep(_wait(attempt, None))
                 continue
             if reply.status_code < 400:
-                return reply.json()
+                return reply.json() if reply.content else None
             if last or reply.status_code not in _RETRIED:
                 raise _refusal(reply)
             self._sleep(_wait(attempt, reply.headers.get("Retry-After")))
@@ -113,7 +117,8 @@ def _wait(attempt: int, asked: str | None) -> float:
     keeps many clients from coming back together.
     """
     least = float(asked) if asked is not None and asked.isdigit() else 0.0
-    return min(max(_FIRST_WAIT * 2**attempt, least), _LONGEST_WAIT) * random.uniform(1.0, 1.25)  # noqa: S311
+    longest = min(max(_FIRST_WAIT * float(2**attempt), least), _LONGEST_WAIT)
+    return longest * random.uniform(1.0, 1.25)  # noqa: S311
 
 
 def _refusal(reply: httpx2.Response) -> ServerError:

@@ -32,7 +32,7 @@ def serve(
     from autoad.serve.local import serve_forever
     from autoad.serve.options import ServeOptions
 
-    given = {"replicas": replicas, "max_replicas": max_replicas or replicas}
+    given: dict[str, Any] = {"replicas": replicas, "max_replicas": max_replicas or replicas}
     options = ServeOptions(host=host, port=port, **{name: value for name, value in given.items() if value is not None})
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -64,13 +64,14 @@ def promote(
     from autoad.console import out
 
     share = _share(canary) if canary else None
-    body: dict[str, Any] = {"version": version, "reason": reason, "canary": share, "shadow": shadow}
-    result = _ask(server, f"/v1/models/{name}/promote", body)
+    if share == 0 or shadow is False:
+        route = _ask(server, "DELETE", f"/v1/models/{name}/{'shadow' if shadow is False else 'canary'}")
+        out.out(json.dumps(route, indent=2) if as_json else f"{name}: ended; version {route['champion']} answers alone")
+        return
+    body = {"version": version, "reason": reason, "canary": share, "shadow": bool(shadow)}
+    result = _ask(server, "POST", f"/v1/models/{name}/promote", body)
     if as_json:
         out.out(json.dumps(result, indent=2), highlight=False)
-        return
-    if share == 0 or shadow is False:
-        out.print(f"{name}: ended; version {result['route']['champion']} answers alone")
         return
     how = "the champion" if share is None and not shadow else "shadow" if shadow else f"canary for {share:.1%}"
     out.print(
@@ -89,20 +90,20 @@ def rollback(
     """Let the version answer that was the champion before."""
     from autoad.console import out
 
-    route = _ask(server, f"/v1/models/{name}/rollback", {"reason": reason})
+    route = _ask(server, "POST", f"/v1/models/{name}/rollback", {"reason": reason})
     if as_json:
         out.out(json.dumps(route, indent=2), highlight=False)
     else:
         out.print(f"{name}: version {route['champion']} is the champion again, instead of {route['previous']}")
 
 
-def _ask(server: str, path: str, body: dict[str, Any]) -> Any:
+def _ask(server: str, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
     from autoad.client import Connection
     from autoad.settings import get_settings
 
     settings = get_settings()
     with Connection(server or settings.server, settings.api_key.get_secret_value(), timeout=300) as connection:
-        return connection.post(path, body)
+        return connection.delete(path) if method == "DELETE" else connection.post(path, body)
 
 
 def _share(text: str) -> float:

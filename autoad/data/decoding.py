@@ -28,7 +28,7 @@ from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
 from autoad.data._picture import Picture
-from autoad.errors import DatasetError, FileStoreError, UnreadableImageError
+from autoad.errors import DatasetError, FileStoreError, ImageTooLargeError, UnreadableImageError
 
 __all__ = ["MAX_PIXELS", "decode_image", "load_image", "load_mask", "resize_image"]
 
@@ -80,19 +80,21 @@ class _QuietPillow:
 _quiet_pillow = _QuietPillow()
 
 
-def decode_image(data: bytes) -> NDArray[np.uint8]:
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode a PNG, JPEG, BMP, TIFF or WebP picture.
 
     Args:
         data: the file's bytes; the format is recognised by content.
+        max_pixels: a picture with more is refused before it is decoded.
 
     Returns:
         RGB pixels, ``[H, W, 3]`` uint8, upright; the module's docstring says how other modes become RGB.
 
     Raises:
-        UnreadableImageError: the file is empty, truncated, damaged, too large or no such picture.
+        ImageTooLargeError: it has more than ``max_pixels``.
+        UnreadableImageError: the file is empty, truncated, damaged or no such picture.
     """
-    with _decoded(data) as image:
+    with _decoded(data, max_pixels) as image:
         return np.array(_to_rgb(image))
 
 
@@ -165,15 +167,15 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _decoded(data: bytes) -> Iterator[Image.Image]:
+def _decoded(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The first frame, decoded and upright, in the file's own mode."""
     if not data:
         raise UnreadableImageError("is empty (0 bytes)")
     try:
         with _quiet_pillow, Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableImageError(
-                    f"holds {image.width} x {image.height} pixels but at most {MAX_PIXELS:,} are decoded"
+            if image.width * image.height > max_pixels:
+                raise ImageTooLargeError(
+                    f"holds {image.width} x {image.height} pixels but at most {max_pixels:,} are decoded"
                 )
             file_format = image.format
             image.load()
@@ -183,7 +185,7 @@ def _decoded(data: bytes) -> Iterator[Image.Image]:
     except UnreadableImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise UnreadableImageError(f"holds more than {MAX_PIXELS:,} pixels") from error
+        raise ImageTooLargeError(f"holds more than {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
         known = data.startswith(_SIGNATURES)
         reason = "is damaged or truncated" if known else "is no PNG, JPEG, BMP, TIFF or WebP picture"

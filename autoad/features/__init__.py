@@ -11,6 +11,7 @@ from autoad.features.engines import (
     create_engine,
     head_precision,
 )
+from autoad.features.pool import EnginePool
 from autoad.features.store import FeatureStore, as_tensors
 from autoad.features.weights import DEFAULT_BACKBONE, Weights, find_weights, reachable_backbones
 
@@ -18,6 +19,7 @@ __all__ = [
     "DEFAULT_BACKBONE",
     "Engine",
     "EngineChoice",
+    "EnginePool",
     "FeatureStore",
     "Weights",
     "as_tensors",

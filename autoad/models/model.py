@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -18,7 +18,7 @@ from autoad.algorithms import Detector, Inputs, Runtime, get_algorithm
 from autoad.data import decode_image, resize_image
 from autoad.errors import ArtifactError, UnreadableImageError, UsageError
 from autoad.evaluation import conformal_threshold, find_regions, normalize_scores, score_scale
-from autoad.features import Engine, as_tensors, create_engine, find_weights
+from autoad.features import Engine, EnginePool, as_tensors, find_weights
 from autoad.models.artifact import Calibration, Manifest, Member, load_tensors, read_manifest
 from autoad.schema import Region
 
@@ -60,12 +60,13 @@ class Model:
         self._engine = engine
 
     @classmethod
-    def load(cls, folder: Path, *, threads: int | None = None) -> Self:
+    def load(cls, folder: Path, *, threads: int | None = None, engines: EnginePool | None = None) -> Self:
         """Load a model from its folder.
 
         Args:
             folder: where it was saved.
             threads: CPU threads of the backbone's engine; None for all.
+            engines: where models that use the same backbone in the same way share one engine; it decides the threads.
 
         Raises:
             ArtifactError: the folder is no saved model, is damaged, or was evaluated with weights, an engine or a
@@ -85,7 +86,11 @@ class Model:
             raise ArtifactError(
                 f"the saved model {str(folder)!r} does not fit {member.algorithm} of this autoad ({error})"
             ) from error
-        return cls(manifest, detector, _open_engine(folder, member, threads))
+        return cls(
+            manifest,
+            detector,
+            _open_engine(folder, member, EnginePool(threads=threads) if engines is None else engines),
+        )
 
     @property
     def name(self) -> str:
@@ -96,22 +101,62 @@ class Model:
         """The same detector under another manifest (another calibration)."""
         return type(self)(manifest, self._detector, self._engine)
 
-    def predict(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[tuple[float, npt.NDArray[np.float32] | None]]:
-        """Raw score and anomaly map of decoded pictures ``[H, W, 3]``, before calibration.
+    @property
+    def engine(self) -> Engine | None:
+        """What runs the backbone; other models may hold the same one. None for algorithms on pixels."""
+        return self._engine
 
-        The backbone may take several pictures at once (an engine's features do not depend on the batch); the detector
-        takes one at a time, so that a score is the same to the last bit whatever was asked along with it.
+    def prepare(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """A decoded picture ``[H, W, 3]`` at the model's image size, as the engine and :meth:`measure` want it."""
+        return resize_image(image, self._detector.needs.image_size)
+
+    def measure(
+        self, pixels: npt.NDArray[np.uint8], features: Mapping[int, npt.NDArray[np.float32]]
+    ) -> tuple[float, npt.NDArray[np.float32] | None]:
+        """Raw score and anomaly map of one picture, before calibration.
+
+        The engine may have run several pictures at once, of several models (its features do not depend on the batch);
+        the detector takes one at a time, so that a score is the same to the last bit whatever was asked along with it.
+
+        Args:
+            pixels: ``[H, W, 3]``, prepared.
+            features: by stage, ``[h, w, C]``; stages that the model does not need are ignored.
         """
         needs = self._detector.needs
-        pixels = np.stack([resize_image(image, needs.image_size) for image in images])
-        features = {} if self._engine is None else as_tensors(self._engine(pixels))
-        inputs = Inputs(needs.image_size, features, torch.from_numpy(pixels))
-        answers: list[tuple[float, npt.NDArray[np.float32] | None]] = []
-        for one in inputs.batches(1):
-            prediction = self._detector.predict(one)
-            anomaly_map = None if prediction.maps is None else prediction.maps[0].cpu().numpy()
-            answers.append((float(prediction.scores[0]), anomaly_map))
-        return answers
+        wanted = {stage: features[stage][None] for stage in needs.stages} if needs.backbone is not None else {}
+        inputs = Inputs(needs.image_size, as_tensors(wanted), torch.from_numpy(pixels[None]))
+        prediction = self._detector.predict(inputs)
+        anomaly_map = None if prediction.maps is None else prediction.maps[0].cpu().numpy()
+        return float(prediction.scores[0]), anomaly_map
+
+    def judge(self, score: float, anomaly_map: npt.NDArray[np.float32] | None, size: tuple[int, int]) -> Score:
+        """What calibration makes of a raw score and map; ``size`` is the original picture's height and width.
+
+        Raises:
+            ArtifactError: the model was saved but never calibrated.
+        """
+        calibration = self.manifest.calibration
+        if calibration is None:
+            raise ArtifactError(f"the model {self.name!r} was never calibrated; search again to get a finished one")
+        regions = None
+        if anomaly_map is not None and calibration.pixel_threshold is not None:
+            regions = find_regions(anomaly_map, calibration.pixel_threshold, size)
+        return Score(
+            score=score,
+            normalized_score=float(normalize_scores(np.float64(score), calibration.threshold, calibration.scale)),
+            is_anomalous=score > calibration.threshold,
+            anomaly_map=anomaly_map,
+            regions=regions,
+        )
+
+    def predict(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[tuple[float, npt.NDArray[np.float32] | None]]:
+        """Raw score and anomaly map of decoded pictures ``[H, W, 3]``, before calibration."""
+        pixels = np.stack([self.prepare(image) for image in images])
+        features = {} if self._engine is None else self._engine(pixels)
+        return [
+            self.measure(pixels[index], {stage: maps[index] for stage, maps in features.items()})
+            for index in range(len(pixels))
+        ]
 
     def calibrate(self, pictures: Sequence[bytes], rate: float) -> tuple[Self, Calibration, npt.NDArray[np.float64]]:
         """Learn the threshold from normal pictures that the model was not fitted on.
@@ -157,20 +202,8 @@ class Model:
             UnreadableImageError: the bytes of one are no picture; those before it have been scored.
             ArtifactError: the model was saved but never calibrated.
         """
-        calibration = self.manifest.calibration
-        if calibration is None:
-            raise ArtifactError(f"the model {self.name!r} was never calibrated; search again to get a finished one")
         for size, (score, anomaly_map) in self._answers(pictures):
-            regions = None
-            if anomaly_map is not None and calibration.pixel_threshold is not None:
-                regions = find_regions(anomaly_map, calibration.pixel_threshold, size)
-            yield Score(
-                score=score,
-                normalized_score=float(normalize_scores(np.float64(score), calibration.threshold, calibration.scale)),
-                is_anomalous=score > calibration.threshold,
-                anomaly_map=anomaly_map,
-                regions=regions,
-            )
+            yield self.judge(score, anomaly_map, size)
 
     def _answers(
         self, pictures: Iterable[bytes]
@@ -201,7 +234,7 @@ class Model:
             pool.shutdown(cancel_futures=True)
 
 
-def _open_engine(folder: Path, member: Member, threads: int | None) -> Engine | None:
+def _open_engine(folder: Path, member: Member, engines: EnginePool) -> Engine | None:
     backbone = member.backbone
     if backbone is None:
         return None
@@ -213,13 +246,8 @@ def _open_engine(folder: Path, member: Member, threads: int | None) -> Engine | 
             "put the right ones into the folder that AUTOAD_WEIGHTS_DIR names"
         )
     try:
-        return create_engine(
-            backbone.name,
-            backbone.stages,
-            member.image_size,
-            engine=backbone.engine,
-            precision=backbone.precision,
-            threads=threads,
+        return engines.open(
+            backbone.name, backbone.stages, member.image_size, engine=backbone.engine, precision=backbone.precision
         )
     except UsageError as error:
         raise ArtifactError(

@@ -25,7 +25,7 @@ def test_the_script_changes_what_listens_everywhere_and_becomes_haproxy(tmp_path
         "frontend http_frontend\n    bind 127.0.0.1:65000\n    default_backend default_backend\n"
         "backend default_backend\n"
         "    http-request return status 404 content-type text/plain lf-string \"Path \\'%[path]\\' not found.\"\n"
-        "backend http-autoad\n    http-request return status 404 content-type text/plain string \"stays\"\n"
+        'backend http-autoad\n    http-request return status 404 content-type text/plain string "stays"\n'
         f"listen stats\n  bind *:{statistics}\n  stats enable\n"
     )
     script = environment["RAY_SERVE_HAPROXY_BINARY_PATH"]

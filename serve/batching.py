@@ -1,0 +1,218 @@
+"""Scoring what waits, a batch at a time.
+
+Whenever the lane is free it takes what is waiting, up to ``max_batch`` pictures, of whatever models: nothing is ever
+held back for a batch to fill, so a lone picture is scored at once and batches grow by themselves under load. Pictures
+that share an engine go through it in one call, then each through its own model's head. An engine's features and a
+head's answer do not depend on the batch, so a score is the same to the last bit however the batches fall.
+
+Decoding and resizing happen in threads of their own before a picture joins the queue, and heads of one batch run in as
+many threads; torch itself gets one thread each, because pictures are many and a head is small.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autoad.data import decode_image
+from autoad.errors import AutoADError
+from autoad.features import Engine
+from autoad.models import Model, Score
+
+__all__ = ["Batcher", "QueueFullError", "Timing"]
+
+_logger = logging.getLogger(__name__)
+
+
+class QueueFullError(AutoADError):
+    """So many pictures wait that another would wait too long."""
+
+
+@dataclasses.dataclass
+class Timing:
+    """Where a picture's time went, in milliseconds."""
+
+    decode: float = 0.0
+    queue: float = 0.0
+    forward: float = 0.0
+    head: float = 0.0
+
+
+@dataclasses.dataclass
+class _Job:
+    model: Model
+    future: asyncio.Future[tuple[Score, Timing]]
+    size: tuple[int, int]
+    pixels: NDArray[np.uint8]
+    ready: float
+    timing: Timing
+
+
+class Batcher:
+    """One replica's processor time, dealt to pictures in the order in which they come.
+
+    Args:
+        threads: for decoding, and as many for heads.
+        max_batch: most pictures of one batch.
+        max_queue: most pictures under way.
+        max_pixels: most that a picture may have.
+        observe: told the size of each batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int,
+        max_batch: int,
+        max_queue: int,
+        max_pixels: int,
+        observe: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._max_batch = max_batch
+        self._max_queue = max_queue
+        self._max_pixels = max_pixels
+        self._observe = observe
+        self._loop = asyncio.get_running_loop()
+        self._decoders = ThreadPoolExecutor(threads, "autoad-decode")
+        self._heads = ThreadPoolExecutor(threads, "autoad-head") if threads > 1 else None
+        self._waiting: deque[_Job] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._pending = 0
+        torch.set_num_threads(1)
+        self._lane = threading.Thread(target=self._run, name="autoad-lane", daemon=True)
+        self._lane.start()
+
+    @property
+    def pending(self) -> int:
+        """Pictures that wait or are being scored."""
+        return self._pending
+
+    @property
+    def alive(self) -> bool:
+        """Whether the lane still runs."""
+        return self._lane.is_alive()
+
+    async def score(self, model: Model, pictures: Sequence[bytes]) -> list[tuple[Score, Timing]]:
+        """Score pictures of one request.
+
+        Raises:
+            QueueFullError: too many wait already; none of these was taken.
+            UnreadableImageError: the bytes of one are no picture, or it is too large.
+        """
+        if self._pending + len(pictures) > max(self._max_queue, len(pictures)):
+            raise QueueFullError(
+                f"{self._pending} pictures are waiting and at most {self._max_queue} may; try again in a moment"
+            )
+        self._pending += len(pictures)
+        tasks = [asyncio.ensure_future(self._one(model, data)) for data in pictures]
+        try:
+            return await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+        finally:
+            self._pending -= len(pictures)
+
+    def close(self) -> None:
+        """Score what waits no more and end the threads."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._lane.join()
+        self._decoders.shutdown(cancel_futures=True)
+        if self._heads is not None:
+            self._heads.shutdown()
+
+    async def _one(self, model: Model, data: bytes) -> tuple[Score, Timing]:
+        size, pixels, milliseconds = await self._loop.run_in_executor(self._decoders, self._decode, model, data)
+        future: asyncio.Future[tuple[Score, Timing]] = self._loop.create_future()
+        job = _Job(model, future, size, pixels, time.perf_counter(), Timing(decode=milliseconds))
+        with self._wake:
+            self._waiting.append(job)
+            self._wake.notify()
+        return await future
+
+    def _decode(self, model: Model, data: bytes) -> tuple[tuple[int, int], NDArray[np.uint8], float]:
+        started = time.perf_counter()
+        image = decode_image(data, max_pixels=self._max_pixels)
+        pixels = model.prepare(image)
+        return (image.shape[0], image.shape[1]), pixels, 1000 * (time.perf_counter() - started)
+
+    def _run(self) -> None:
+        """The lane: batch after batch."""
+        while True:
+            with self._wake:
+                while not self._waiting and not self._closing:
+                    self._wake.wait()
+                if self._closing:
+                    return
+                jobs: list[_Job] = []
+                while self._waiting and len(jobs) < self._max_batch:
+                    job = self._waiting.popleft()
+                    if not job.future.cancelled():  # whoever asked has gone
+                        jobs.append(job)
+            if jobs:
+                self._observe(len(jobs))
+                self._score(jobs)
+
+    def _score(self, jobs: Sequence[_Job]) -> None:
+        started = time.perf_counter()
+        for job in jobs:
+            job.timing.queue = 1000 * (started - job.ready)
+        groups: defaultdict[tuple[int, tuple[int, ...]], list[_Job]] = defaultdict(list)
+        for job in jobs:
+            groups[id(job.model.engine), job.pixels.shape].append(job)
+        for group in groups.values():
+            try:
+                self._score_group(group[0].model.engine, group)
+            except Exception as error:  # one batch's misfortune must not end the lane
+                _logger.exception("a batch of %d pictures could not be scored", len(group))
+                self._loop.call_soon_threadsafe(_fail, group, error)
+
+    def _score_group(self, engine: Engine | None, jobs: Sequence[_Job]) -> None:
+        started = time.perf_counter()
+        features: dict[int, NDArray[np.float32]] = {}
+        if engine is not None:
+            features = engine(np.stack([job.pixels for job in jobs]))
+        forward = 1000 * (time.perf_counter() - started) / len(jobs)
+
+        def head(index: int) -> None:
+            job = jobs[index]
+            begun = time.perf_counter()
+            score, anomaly_map = job.model.measure(job.pixels, {stage: maps[index] for stage, maps in features.items()})
+            answer = job.model.judge(score, anomaly_map, job.size)
+            job.timing.forward = forward
+            job.timing.head = 1000 * (time.perf_counter() - begun)
+            # Each as soon as it is there: who waits for the first need not wait for the last.
+            self._loop.call_soon_threadsafe(_finish, job.future, (answer, job.timing))
+
+        if self._heads is None or len(jobs) == 1:
+            for index in range(len(jobs)):
+                head(index)
+        else:
+            for done in [self._heads.submit(head, index) for index in range(len(jobs))]:
+                done.result()
+
+
+def _finish(future: asyncio.Future[tuple[Score, Timing]], answer: tuple[Score, Timing]) -> None:
+    if not future.done():
+        future.set_result(answer)
+
+
+def _fail(jobs: Sequence[_Job], error: Exception) -> None:
+    for job in jobs:
+        if not job.future.done():
+            job.future.set_exception(error)

@@ -1,0 +1,157 @@
+"""What goes wrong, as replies: one JSON shape for everything.
+
+``{"error": {"code": ..., "message": ..., "hint": ..., "details": [...]}}``; hint and details only where there are any.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from autoad.errors import (
+    ArtifactError,
+    AuthenticationError,
+    AutoADError,
+    ForbiddenError,
+    ImageTooLargeError,
+    PromotionError,
+    StateError,
+    UnknownNameError,
+    UnreadableImageError,
+    UsageError,
+    WeightsError,
+)
+from autoad.serve.batching import QueueFullError
+from autoad.serve.routing import NoChampionError
+
+__all__ = ["ErrorReply", "RateError", "RequestTooLargeError", "UnsupportedError", "install"]
+
+_logger = logging.getLogger(__name__)
+
+
+class ErrorBody(BaseModel):
+    """What went wrong.
+
+    Attributes:
+        code: for programs; does not change.
+        message: for people.
+        hint: what to do.
+        details: one line each.
+    """
+
+    code: str
+    message: str
+    hint: str | None = None
+    details: list[str] | None = None
+
+
+class ErrorReply(BaseModel):
+    """The reply to a request that was not carried out."""
+
+    error: ErrorBody
+
+
+class RequestTooLargeError(AutoADError):
+    """A request has more bytes or pictures than are read."""
+
+
+class UnsupportedError(AutoADError):
+    """A request's body is of a kind that is not read."""
+
+
+class RateError(AutoADError):
+    """A key asks for more pictures a second than it may."""
+
+
+# The first that fits; derived before base.
+_STATUS: tuple[tuple[type[AutoADError], int, str], ...] = (
+    (AuthenticationError, 401, "unauthenticated"),
+    (ForbiddenError, 403, "forbidden"),
+    (RequestTooLargeError, 413, "request_too_large"),
+    (ImageTooLargeError, 413, "picture_too_large"),
+    (UnreadableImageError, 422, "unreadable_picture"),
+    (UnsupportedError, 415, "unsupported_media_type"),
+    (RateError, 429, "rate_exceeded"),
+    (QueueFullError, 429, "queue_full"),
+    (NoChampionError, 409, "not_promoted"),
+    (PromotionError, 409, "promotion_refused"),
+    (UnknownNameError, 404, "unknown_name"),
+    (UsageError, 400, "bad_request"),
+    (ArtifactError, 503, "model_unavailable"),
+    (WeightsError, 503, "model_unavailable"),
+    (StateError, 503, "unavailable"),
+)
+
+
+def install(app: FastAPI) -> None:
+    """Have an application answer every error in the one shape."""
+    app.add_exception_handler(AutoADError, _known)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _unknown)
+
+
+async def _known(_: Request, error: Exception) -> JSONResponse:
+    found = next(((status, code) for kind, status, code in _STATUS if isinstance(error, kind)), None)
+    if found is None:
+        return await _unknown(_, error)
+    status, code = found
+    headers = {}
+    if status in (429, 503):
+        headers["Retry-After"] = "1"
+    if isinstance(error, AuthenticationError):
+        headers["WWW-Authenticate"] = error.challenge
+    if isinstance(error, PromotionError):
+        return _reply(status, code, error.message, details=error.details, headers=headers)
+    return _reply(status, code, str(error), headers=headers)
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        raise error
+    codes = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
+    message = str(error.detail)
+    if error.status_code == 404:
+        message = f"there is no {request.url.path}"
+    return _reply(
+        error.status_code,
+        codes.get(error.status_code, "refused"),
+        message,
+        hint="see /docs" if error.status_code in (404, 405) else None,
+        headers=dict(error.headers or {}),
+    )
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    details = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+    return _reply(400, "bad_request", "the request is not as it must be", hint="see /docs", details=details)
+
+
+async def _unknown(_: Request, error: Exception) -> JSONResponse:
+    _logger.error("a request failed", exc_info=error)
+    return _reply(500, "failed", "the server failed; its log says why")
+
+
+def _reply(
+    status: int,
+    code: str,
+    message: str,
+    *,
+    hint: str | None = None,
+    details: list[str] | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    body: dict[str, Any] = {"code": code, "message": message}
+    if hint:
+        body["hint"] = hint
+    if details:
+        body["details"] = details
+    return JSONResponse({"error": body}, status, headers=headers)

@@ -1,0 +1,306 @@
+"""The HTTP interface: scoring, models, promotion, health, metrics, documentation."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Annotated, Any, Protocol
+
+from fastapi import Depends, FastAPI, Path, Query, Request, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import autoad
+from autoad.errors import StateError
+from autoad.models.registry import Registry
+from autoad.schema import ModelEntry, PromoteRequest, PromotionResult, ReasonRequest, RouteEntry
+from autoad.schema import Scope as KeyScope
+from autoad.serve import faults
+from autoad.serve.auth import Identity
+from autoad.serve.faults import ErrorReply
+from autoad.serve.manual import draw_manual
+from autoad.serve.options import ServeOptions
+from autoad.serve.pictures import read_pictures
+from autoad.serve.rates import RateLimiter
+from autoad.serve.replies import MapFormat, ScoreReply, make_reply
+from autoad.serve.scorer import Scorer
+
+__all__ = ["ControlPort", "Doorkeeper", "create_app"]
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,200}")
+_Name = Annotated[str, Path(description="Name of a model.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+_PICTURES = {
+    "requestBody": {
+        "required": True,
+        "description": "One picture as it is, several in a form, or base64 in JSON.",
+        "content": {
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "pictures": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
+                    },
+                    "required": ["pictures"],
+                }
+            },
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "pictures": {
+                            "type": "array",
+                            "items": {"type": "string", "contentEncoding": "base64", "minLength": 4},
+                            "minItems": 1,
+                        }
+                    },
+                    "required": ["pictures"],
+                }
+            },
+        },
+    }
+}
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    names = {
+        400: "The request is not as it must be.",
+        401: "An API key is needed.",
+        403: "The key lacks the scope.",
+        404: "No such model or version.",
+        409: "Nothing has been promoted, or the promotion is refused.",
+        413: "Too many bytes, pixels or pictures.",
+        415: "A body of a kind that is not read.",
+        422: "Bytes that are no picture.",
+        429: "Too much at once; try again after Retry-After.",
+        503: "Not now; try again after Retry-After.",
+    }
+    return {status: {"model": ErrorReply, "description": names[status]} for status in (*statuses, 401, 403, 503)}
+
+
+class ControlPort(Protocol):
+    """The control plane, which may be another process."""
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """What a method of :class:`autoad.serve.control.Control` returns."""
+
+    async def metrics(self) -> bytes:
+        """The metrics of all replicas."""
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Entered while the application runs."""
+
+
+class Doorkeeper(Protocol):
+    """Who a request is from (:class:`autoad.serve.auth.Authenticator`)."""
+
+    def authenticate(self, authorization: str | None) -> Identity:
+        """Whose key this is."""
+
+    def start(self) -> None:
+        """Begin to watch the keys."""
+
+    def close(self) -> None:
+        """End that."""
+
+
+def create_app(
+    scorer: Scorer, registry: Registry, control: ControlPort, doorkeeper: Doorkeeper, options: ServeOptions
+) -> FastAPI:
+    """The application of one replica.
+
+    Args:
+        scorer: started and stopped with the application.
+        registry: for listing models.
+        control: for whatever changes a route.
+        doorkeeper: knows the API keys.
+        options: limits.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(doorkeeper.start)
+        await scorer.start()
+        try:
+            async with control.running():
+                yield
+        finally:
+            await scorer.stop()
+            await asyncio.to_thread(doorkeeper.close)
+
+    app = FastAPI(
+        title="autoad",
+        version=autoad.__version__,
+        description="Scores pictures by promoted models, and promotes models.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    faults.install(app)
+    app.add_middleware(_Counted, count=scorer.metrics.count_request)
+    limiter = RateLimiter(options.rate)
+
+    def may(scope: KeyScope) -> Any:
+        async def check(request: Request) -> Identity:  # async, or FastAPI would give it a thread
+            identity = doorkeeper.authenticate(request.headers.get("Authorization"))
+            identity.require(scope)
+            return identity
+
+        return Depends(check)
+
+    may_score, may_admin = may("score"), may("admin")
+
+    @app.post(
+        "/v1/models/{name}/score",
+        response_model=ScoreReply,
+        responses=_errors(400, 404, 409, 413, 415, 422, 429),
+        openapi_extra=_PICTURES,
+        summary="Score pictures",
+        tags=["scoring"],
+    )
+    async def score(
+        request: Request,
+        name: _Name,
+        identity: Identity = may_score,
+        version: Annotated[
+            str | None, Query(description="Number or alias; the champion, or its canary, by default.", max_length=100)
+        ] = None,
+        map: Annotated[MapFormat, Query(description="Whether and how to send anomaly maps.")] = "none",  # noqa: A002
+    ) -> Response:
+        """Verdict, score and regions of each picture, all by one version, which the reply names."""
+        started = time.perf_counter()
+        request_id = _request_id(request)
+        pictures = await read_pictures(request, options)
+        read = 1000 * (time.perf_counter() - started)
+        limiter.take((identity.project, identity.name), len(pictures))
+        answer = await scorer.score(identity.project, name, pictures, wanted=version, request_id=request_id)
+        total = 1000 * (time.perf_counter() - started)
+        arguments = (answer, name, scorer.replica, request_id, map, read, total)
+        # Maps take milliseconds to encode, which others should not wait for.
+        body = make_reply(*arguments) if map == "none" else await asyncio.to_thread(make_reply, *arguments)
+        headers = {"X-Request-Id": request_id, "X-Model-Version": str(answer.version)}
+        return Response(body, media_type="application/json", headers=headers)
+
+    @app.get("/v1/models", responses=_errors(), summary="List models", tags=["models"])
+    async def models(identity: Identity = may_score) -> list[ModelEntry]:
+        """All models of the key's project, with their versions, routes and history."""
+        return await asyncio.to_thread(registry.models, identity.project)
+
+    @app.get("/v1/models/{name}", responses=_errors(400, 404), summary="Show a model", tags=["models"])
+    async def model(name: _Name, identity: Identity = may_score) -> ModelEntry:
+        """Versions, route and history of a model."""
+        return await asyncio.to_thread(registry.model, name, identity.project)
+
+    @app.post(
+        "/v1/models/{name}/promote", responses=_errors(400, 404, 409), summary="Promote a version", tags=["models"]
+    )
+    async def promote(name: _Name, body: PromoteRequest, identity: Identity = may_admin) -> PromotionResult:
+        """Make a version the champion, a canary or a shadow, once it scores here exactly what was evaluated."""
+        result: PromotionResult = await control.call("promote", identity.project, identity.name, name, body)
+        return result
+
+    @app.post("/v1/models/{name}/rollback", responses=_errors(400, 404), summary="Roll back", tags=["models"])
+    async def rollback(name: _Name, body: ReasonRequest, identity: Identity = may_admin) -> RouteEntry:
+        """Make the previous champion the champion again."""
+        route: RouteEntry = await control.call("rollback", identity.project, identity.name, name, body.reason)
+        return route
+
+    @app.delete("/v1/models/{name}/canary", responses=_errors(400, 404), summary="End a canary", tags=["models"])
+    async def end_canary(name: _Name, identity: Identity = may_admin) -> RouteEntry:
+        """Let the champion answer all requests."""
+        route: RouteEntry = await control.call("end_canary", identity.project, identity.name, name, "")
+        return route
+
+    @app.delete("/v1/models/{name}/shadow", responses=_errors(400, 404), summary="End a shadow", tags=["models"])
+    async def end_shadow(name: _Name, identity: Identity = may_admin) -> RouteEntry:
+        """Score by the champion alone."""
+        route: RouteEntry = await control.call("end_shadow", identity.project, identity.name, name, "")
+        return route
+
+    @app.delete(
+        "/v1/models/{name}/versions/{version}",
+        status_code=204,
+        responses=_errors(400, 404),
+        summary="Delete a version",
+        tags=["models"],
+    )
+    async def delete(
+        name: _Name,
+        version: Annotated[int, Path(ge=1, le=999_999_999)],
+        identity: Identity = may_admin,
+    ) -> Response:
+        """Delete a version that has no part in answering; its number is never given again."""
+        await control.call("delete", identity.project, identity.name, name, version, "")
+        return Response(status_code=204)
+
+    @app.get("/health", summary="Is the process up?", tags=["operation"])
+    async def health() -> dict[str, str]:
+        """Answers as long as the process does."""
+        return {"status": "up"}
+
+    @app.get(
+        "/ready",
+        responses={503: {"model": ErrorReply, "description": "Not yet."}},
+        summary="Can it score?",
+        tags=["operation"],
+    )
+    async def ready() -> dict[str, str]:
+        """Answers 200 once routes have been read and champions loaded."""
+        scorer.check()
+        if not scorer.ready:
+            raise StateError("this replica is still starting")
+        return {"status": "ready"}
+
+    @app.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        responses=_errors(),
+        summary="Metrics for Prometheus",
+        tags=["operation"],
+    )
+    async def metrics(identity: Identity = may_score) -> Response:
+        """Counters of all replicas. With API keys it needs one, of scope score."""
+        text = await control.metrics()
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(draw_manual(app.openapi()))
+
+    return app
+
+
+def _request_id(request: Request) -> str:
+    given = request.headers.get("X-Request-Id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+class _Counted:
+    """Counts replies by route and status."""
+
+    def __init__(self, app: ASGIApp, count: Any) -> None:
+        self._app = app
+        self._count = count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 500
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            route = scope.get("route")
+            self._count(getattr(route, "path", "none"), status)

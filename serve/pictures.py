@@ -1,0 +1,101 @@
+"""Reading pictures out of a request: a raw body, a form, or JSON."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import AsyncGenerator
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from autoad.errors import UsageError
+from autoad.serve.faults import RequestTooLargeError, UnsupportedError
+from autoad.serve.options import ServeOptions
+
+__all__ = ["read_pictures"]
+
+_RAW = ("image/", "application/octet-stream")
+
+
+async def read_pictures(request: Request, options: ServeOptions) -> list[bytes]:
+    """The encoded pictures of a request; nothing of it ever touches the disk.
+
+    Raises:
+        RequestTooLargeError: it has more bytes or pictures than a request may have.
+        UnsupportedError: its body is none of the three.
+        UsageError: the body is not what its Content-Type says, or holds no picture.
+    """
+    kind = request.headers.get("Content-Type", "application/octet-stream").partition(";")[0].strip().lower()
+    is_form, is_json = kind == "multipart/form-data", kind == "application/json"
+    if not (is_form or is_json or kind.startswith(_RAW)):
+        raise UnsupportedError(
+            "a picture must come as image/*, application/octet-stream, multipart/form-data or application/json but "
+            f"got {kind[:100]!r}"
+        )
+    body = await _read(request, int(options.max_request_bytes))
+    if is_form:
+        pictures = await _from_form(request, body, options)
+    elif is_json:
+        pictures = _from_json(body)
+    else:
+        pictures = [body]
+    if not pictures or not all(pictures):
+        raise UsageError("the request must hold at least one picture, and none of 0 bytes")
+    if len(pictures) > options.max_pictures:
+        raise RequestTooLargeError(
+            f"the request holds {len(pictures)} pictures but at most {options.max_pictures} are scored at once"
+        )
+    return pictures
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    length = request.headers.get("Content-Length", "")
+    if length.isdigit() and int(length) > limit:
+        raise RequestTooLargeError(f"the request has {length} bytes but at most {limit} are read")
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise RequestTooLargeError(f"the request has more than {limit} bytes, which is the most that is read")
+            chunks.append(chunk)
+    except ClientDisconnect as error:
+        raise UsageError("the request ended before its body did") from error
+    return b"".join(chunks)
+
+
+async def _from_form(request: Request, body: bytes, options: ServeOptions) -> list[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = MultiPartParser(
+        request.headers, stream(), max_files=options.max_pictures + 1, max_fields=10, max_part_size=len(body) + 1
+    )
+    parser.spool_max_size = len(body) + 1  # in memory, which the limit on the whole request bounds
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if "Too many files" in error.message:
+            raise RequestTooLargeError(f"the form holds more than {options.max_pictures} pictures") from error
+        raise UsageError(f"the form cannot be read: {error.message}") from error
+    except (ValueError, KeyError, UnicodeError) as error:
+        raise UsageError("the form cannot be read: it must be multipart/form-data with a boundary") from error
+    try:
+        return [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
+    finally:
+        await form.close()
+
+
+def _from_json(body: bytes) -> list[bytes]:
+    try:
+        pictures = json.loads(body)["pictures"]
+        if not isinstance(pictures, list):
+            raise TypeError
+        return [base64.b64decode(picture, validate=True) for picture in pictures]
+    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
+        raise UsageError('the JSON must be {"pictures": [...]} with pictures in base64') from error
