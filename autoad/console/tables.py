@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -14,7 +15,7 @@ from autoad.console._streams import out
 from autoad.console._text import duration, number, short_config
 from autoad.schema import Champion, ScoredPicture, SearchEntry, SearchResult, TrialRow
 
-__all__ = ["leaderboard_table", "print_result", "print_scores", "searches_table"]
+__all__ = ["leaderboard_table", "print_records", "print_result", "print_scores", "searches_table"]
 
 
 def leaderboard_table(rows: Sequence[TrialRow], top: int | None = None) -> Table:
@@ -143,6 +144,19 @@ def print_scores(scored: Sequence[ScoredPicture]) -> None:
             regions,
             picture.heatmap or "",
         )
+    out.print(table)
+
+
+def print_records(records: Sequence[Mapping[str, str]], as_json: bool) -> None:
+    """Records of the same fields, one a line, or as JSON."""
+    if as_json:
+        out.out(json.dumps(records, indent=2), highlight=False)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in records[0]:
+        table.add_column(title, overflow="fold")
+    for record in records:
+        table.add_row(*record.values())
     out.print(table)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autoad.models._addresses import ALIASES, Address, check_model_name, parse_address
+from autoad.models._addresses import ALIASES, MODELS, Address, check_model_name, parse_address
 from autoad.models.artifact import (
     ArtifactMetrics,
     Backbone,
@@ -19,6 +19,7 @@ from autoad.models.model import Model, Score
 
 __all__ = [
     "ALIASES",
+    "MODELS",
     "Address",
     "ArtifactMetrics",
     "Backbone",

@@ -7,11 +7,12 @@ import re
 
 from autoad.errors import UnknownNameError, UsageError
 
-__all__ = ["ALIASES", "Address", "check_model_name", "parse_address"]
+__all__ = ["ALIASES", "MODELS", "Address", "check_model_name", "parse_address"]
 
 ALIASES = ("champion", "previous", "canary", "shadow")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_PREFIX = "models:/"
+MODELS = "models:/"
+"""With this before it, a text can be nothing but the address of a model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ def parse_address(text: str) -> Address:
     Raises:
         UsageError: it is none.
     """
-    bare = text.removeprefix(_PREFIX)
+    bare = text.removeprefix(MODELS)
     name, at, alias = bare.partition("@")
     if at:
         if alias not in ALIASES:

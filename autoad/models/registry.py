@@ -8,9 +8,7 @@ so whoever dies in the middle leaves the old state or the new one.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -18,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from autoad.database import Database, ModelTables, ModelVersion, aware
-from autoad.errors import ArtifactError, FileStoreError, UnknownNameError, UsageError
-from autoad.files import FileStore, write_atomically
+from autoad.errors import ArtifactError, UnknownNameError, UsageError
 from autoad.models._addresses import ALIASES, check_model_name, parse_address
+from autoad.models._files import VersionFiles
 from autoad.models.artifact import Manifest, read_manifest
 from autoad.schema import Metrics, ModelEntry, ModelVersionEntry, ReplicaEntry, RouteEntry
 from autoad.settings import Settings, get_settings
@@ -44,9 +42,7 @@ class Registry:
         settings = settings or get_settings()
         self._default_project = database.project
         self._tables = ModelTables(database)
-        self._root = settings.data_dir / "models"
-        self._files_url = settings.files_url
-        self._checked: set[Path] = set()
+        self._files = VersionFiles(settings)
 
     # Versions
 
@@ -78,10 +74,7 @@ class Registry:
             return known
         contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
         files = {file: hashlib.sha256(data).hexdigest() for file, data in contents.items()}
-        store = self._store(project)
-        if store is not None:
-            for data in contents.values():
-                store.write(data)
+        self._files.upload(project, contents.values())
         with self._tables.new_version(project, name) as (session, number):
             known = self.made_of(source.search, source.trial, name, project=project)
             if known is not None:  # by whoever has taken the search over; the number is given to nobody
@@ -102,12 +95,7 @@ class Registry:
             )
             session.add(row)
             session.flush()
-            target = self._folder(project, name, number)
-            shutil.rmtree(target, ignore_errors=True)  # of somebody who died before the commit
-            target.parent.mkdir(parents=True, exist_ok=True)
-            folder.rename(target)
-            for changed in (target, target.parent, target.parent.parent):  # a row must not outlive its files
-                _sync(changed)
+            self._files.take(folder, project, name, number)
         return self._entry(row, self._tables.route(project, name))
 
     def made_of(self, search: str, trial: int, name: str, *, project: str | None = None) -> ModelVersionEntry | None:
@@ -127,9 +115,7 @@ class Registry:
             UsageError: ``AUTOAD_FILES_URL`` is no address.
             FileStoreError: it cannot be reached.
         """
-        store = self._store(self._default_project)
-        if store is not None:
-            store.missing({"0" * 64: 0})
+        self._files.check(self._default_project)
 
     def models(self, project: str | None = None) -> list[ModelEntry]:
         """All models, by name."""
@@ -189,15 +175,9 @@ class Registry:
         project = project or self._default_project
         row = self._tables.version(project, name, version)
         if row is None:
-            raise UnknownNameError(
-                f"version of {name!r}", str(version), [str(one.version) for one in self._tables.versions(project, name)]
-            )
-        folder = self._folder(project, name, version)
-        if folder not in self._checked:
-            for file, sha256 in row.files.items():
-                self._make_present(folder / file, sha256, project)
-            self._checked.add(folder)
-        return folder
+            numbers = [str(one.version) for one in self._tables.versions(project, name)]
+            raise UnknownNameError(f"version of {name!r}", str(version), numbers)
+        return self._files.get(project, name, version, row.files)
 
     def delete(self, name: str, version: int, *, reason: str, actor: str, project: str | None = None) -> None:
         """Delete a version; its number is never given again.
@@ -227,9 +207,7 @@ class Registry:
             actor=actor,
             also=lambda session: session.delete(session.get_one(ModelVersion, (project, name, version))),
         )
-        folder = self._folder(project, name, version)
-        self._checked.discard(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        self._files.remove(project, name, version)
 
     # Routes
 
@@ -326,19 +304,20 @@ class Registry:
 
     def end_canary(self, name: str, *, reason: str, actor: str, project: str | None = None) -> RouteEntry:
         """Let the champion answer all requests again."""
-        return self._change(
-            name,
-            lambda route: ({"canary": None, "canary_share": 0.0}, ("end_canary", route.canary, None)),
-            reason,
-            actor,
-            project,
-        )
+
+        def decide(route: RouteEntry) -> Any:
+            line = None if route.canary is None else ("end_canary", route.canary, None)
+            return {"canary": None, "canary_share": 0.0}, line
+
+        return self._change(name, decide, reason, actor, project)
 
     def end_shadow(self, name: str, *, reason: str, actor: str, project: str | None = None) -> RouteEntry:
         """Score by the champion alone again."""
-        return self._change(
-            name, lambda route: ({"shadow": None}, ("end_shadow", route.shadow, None)), reason, actor, project
-        )
+
+        def decide(route: RouteEntry) -> Any:
+            return {"shadow": None}, None if route.shadow is None else ("end_shadow", route.shadow, None)
+
+        return self._change(name, decide, reason, actor, project)
 
     # Replicas
 
@@ -389,29 +368,6 @@ class Registry:
             raise UnknownNameError(f"version of {name!r}", str(version), numbers)
         return row
 
-    def _folder(self, project: str, name: str, version: int) -> Path:
-        return self._root / project / name / str(version)
-
-    def _store(self, project: str) -> FileStore | None:
-        return FileStore(self._files_url, project, kind="models") if self._files_url else None
-
-    def _make_present(self, file: Path, sha256: str, project: str) -> None:
-        with contextlib.suppress(OSError):
-            if hashlib.sha256(file.read_bytes()).hexdigest() == sha256:
-                return
-        store = self._store(project)
-        if store is None:
-            raise ArtifactError(
-                f"{str(file)!r} must have sha256 {sha256[:12]} but is missing or damaged; put the file back, or delete "
-                "this version and search again"
-            )
-        try:
-            data = store.read(sha256)
-        except FileStoreError as error:
-            raise ArtifactError(f"{str(file)!r} is not on this machine, and {error}") from error
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, data)
-
     @staticmethod
     def _no_route(project: str, name: str) -> RouteEntry:
         return RouteEntry(project=project, name=name, generation=0)
@@ -440,12 +396,3 @@ class Registry:
             validation=None if metrics is None else metrics.validation,
             test=None if metrics is None else Metrics(**metrics.test.model_dump(include=set(names))),
         )
-
-
-def _sync(folder: Path) -> None:
-    """Have the disk keep what was renamed in a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

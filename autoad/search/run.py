@@ -99,7 +99,8 @@ def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult
         registry.check_store()
         if not request.model and registry.has(name):
             raise UsageError(
-                f"there is a model named {name!r} already; make its next version with --model {name} and another --name"
+                f"there is a model named {name!r} already; choose another --name, and give --model {name} to make the "
+                "next version of that model"
             )
         database.add_search(
             search_id,
