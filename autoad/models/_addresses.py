@@ -47,12 +47,14 @@ def parse_address(text: str) -> Address:
     bare = text.removeprefix(MODELS)
     name, at, alias = bare.partition("@")
     if at:
+        check_model_name(name)
         if alias not in ALIASES:
             raise UnknownNameError("alias", alias, ALIASES)
-        return Address(check_model_name(name), alias=alias)
+        return Address(name, alias=alias)
     name, slash, version = bare.partition("/")
+    check_model_name(name)
     if not slash:
-        return Address(check_model_name(name))
+        return Address(name)
     if not version.isascii() or not version.isdigit() or not 1 <= len(version) <= 9:
-        raise UsageError(f"a version must be a number, as in {name[:100]}/3, but got {version[:20]!r}")
-    return Address(check_model_name(name), version=int(version))
+        raise UsageError(f"a version must be a number, as in {name}/3, but got {version[:20]!r}")
+    return Address(name, version=int(version))
