@@ -75,7 +75,9 @@ def test_json_holds_base64() -> None:
     assert read(body, "application/json; charset=utf-8") == pictures
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "multipart/mixed", "video/mp4"])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "", "multipart/mixed", "video/mp4"]
+)
 def test_other_kinds_are_not_read(kind: str) -> None:
     with pytest.raises(UnsupportedError, match="must come as image/"):
         read(b"abcd", kind)

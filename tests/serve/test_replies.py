@@ -15,9 +15,7 @@ from autoad.serve.batching import Timing
 from autoad.serve.replies import ScoreReply, make_reply
 from autoad.serve.scorer import Answer
 
-CALIBRATION = Calibration(
-    threshold=10.0, rate=0.1, pictures=20, scale=2.0, pixel_threshold=4.0, pixel_scale=0.5
-)
+CALIBRATION = Calibration(threshold=10.0, rate=0.1, pictures=20, scale=2.0, pixel_threshold=4.0, pixel_scale=0.5)
 MAP = np.random.default_rng(0).normal(4, 2, (24, 32)).astype(np.float32)
 REGION = Region(x=1, y=2, width=3, height=4, area=7, score=9.5)
 SCORES = [Score(12.5, 0.75, True, MAP, [REGION]), Score(1.0, 0.1, False, None, None)]
