@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from autoad.data import decode_image
 from autoad.errors import AutoADError, StateError, UnreadableImageError
-from autoad.features import Engine
+from autoad.features import SharedEngine
 from autoad.models import Model, Score
 
 __all__ = ["Batcher", "QueueFullError", "Timing"]
@@ -193,7 +193,7 @@ class Batcher:
                 _logger.exception("a batch of %d pictures could not be scored", len(group))
                 self._loop.call_soon_threadsafe(_fail, group, error)
 
-    def _score_group(self, engine: Engine | None, jobs: Sequence[_Job]) -> None:
+    def _score_group(self, engine: SharedEngine | None, jobs: Sequence[_Job]) -> None:
         started = time.perf_counter()
         features: dict[int, NDArray[np.float32]] = {}
         if engine is not None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autoad.errors import UsageError
-from autoad.features import DEFAULT_BACKBONE, Engine, EnginePool, create_engine
+from autoad.features import DEFAULT_BACKBONE, Engine, EnginePool, SharedEngine, create_engine
 from autoad.features import pool as module
 
 SIZE = (64, 96)
@@ -37,8 +37,8 @@ def test_what_must_be_computed_otherwise_is_another_engine(stages: Sequence[int]
     one = pool.open(DEFAULT_BACKBONE, (2, 3), SIZE, **OPTIONS)
     other = pool.open(DEFAULT_BACKBONE, stages, size, **OPTIONS)
     assert other is not one
-    assert other.image_size == size
-    assert max(other.stages) == max(stages)  # nothing is computed that nobody needs
+    assert other.engine.image_size == size
+    assert other.stages == tuple(sorted(stages))  # nothing is computed, or copied, that nobody needs
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,7 @@ def test_features_are_those_of_an_engine_of_the_models_own_stages(
     # torch's kernels round otherwise with another number of threads; OpenVINO's do not.
     threads = 1 if engine == "torch" else None
     own = create_engine(DEFAULT_BACKBONE, stages, SIZE, engine=engine, precision="float32", threads=threads)
+    assert pool.open(DEFAULT_BACKBONE, (0, max(stages)), SIZE, engine=engine, precision="float32") is shared
     assert set(own.stages) < set(shared.stages)
     together, expected = shared(images), own(images)
     for stage in stages:
@@ -82,7 +83,7 @@ def test_who_comes_while_it_is_made_waits_for_it(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(module, "create_engine", slow)
     pool = EnginePool(threads=1)
-    got: list[Engine] = []
+    got: list[SharedEngine] = []
     threads = [
         threading.Thread(target=lambda: got.append(pool.open(DEFAULT_BACKBONE, (2,), SIZE, **OPTIONS)))
         for _ in range(4)
@@ -93,7 +94,7 @@ def test_who_comes_while_it_is_made_waits_for_it(monkeypatch: pytest.MonkeyPatch
     for thread in threads:
         thread.join()
     assert len(made) == 1
-    assert all(one is made[0] for one in got)
+    assert all(one.engine is made[0] for one in got)
     assert len(got) == 4
 
 

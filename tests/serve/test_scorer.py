@@ -144,7 +144,7 @@ def test_each_alias_and_number_answers_by_its_version(plant: Any) -> None:
         with pytest.raises(NoChampionError, match="no version of 'belt' has been promoted"):
             await ask(scorer, data, name="belt")
         assert (await ask(scorer, data, "1", name="belt")).version == 1
-        with pytest.raises(UnknownNameError, match="unknown model 'grave'. Did you mean 'gravel'"):
+        with pytest.raises(UnknownNameError, match=r"unknown model 'grave'\. Did you mean 'gravel'"):
             await ask(scorer, data, name="grave")
         with pytest.raises(UnreadableImageError):
             await ask(scorer, b"text")
