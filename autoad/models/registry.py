@@ -9,6 +9,7 @@ so whoever dies in the middle leaves the old state or the new one.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import shutil
 from collections import defaultdict
@@ -401,7 +402,8 @@ class Registry:
             trial=row.trial,
             dataset_hash=row.dataset_hash,
             code_version=row.code_version,
-            created=row.created,
+            # SQLite forgets time zones; what is stored is UTC.
+            created=row.created if row.created.tzinfo else row.created.replace(tzinfo=datetime.UTC),
             size=row.size,
             threshold=None if manifest.calibration is None else manifest.calibration.threshold,
             validation=None if metrics is None else metrics.validation,
