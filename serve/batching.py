@@ -1,9 +1,9 @@
 """Scoring what waits, a batch at a time.
 
 Whenever the lane is free it takes what is waiting, up to ``max_batch`` pictures, of whatever models: nothing is ever
-held back for a batch to fill, so a lone picture is scored at once and batches grow by themselves under load. Pictures that
-share an engine go through it in one call, then each through its own model's head. An engine's features and a head's
-answer do not depend on the batch, so a score is the same to the last bit however the batches fall.
+held back for a batch to fill, so a lone picture is scored at once and batches grow by themselves under load. Pictures
+that share an engine go through it in one call, then each through its own model's head. An engine's features and a
+head's answer do not depend on the batch, so a score is the same to the last bit however the batches fall.
 
 Decoding and resizing happen in threads of their own before a picture joins the queue, and heads of one batch run in as
 many threads; torch itself gets one thread each, because pictures are many and a head is small.

@@ -1,9 +1,9 @@
 """Engines that several models share.
 
 A factory has a hundred product variants and one backbone. Models that use the same backbone, weights, image size,
-engine and precision share one instance for each *deepest stage* they need: it gives all stages up to that one, and so it
-computes nothing that any of them could do without. Features are the same to the last bit whichever stages
-are asked for along with them, so a model scores as it does alone.
+engine and precision share one instance for each *deepest stage* they need: it gives all stages up to that one, and so
+it computes nothing that any of them could do without. Features are the same to the last bit whichever stages are asked
+for along with them, so a model scores as it does alone (with torch on the CPU, by as many threads).
 """
 
 from __future__ import annotations
