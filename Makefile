@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: install machines demo test faults browser lint clean
+.PHONY: install curl machines demo test faults browser lint clean
 
 install: $(VENV)/.installed
 
@@ -18,14 +18,25 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Environment, demo dataset, a search over all eight algorithms, two pictures scored with heatmaps.
-demo: install
+# Environment, demo dataset, a search over all eight algorithms, two pictures scored with heatmaps; then served,
+# promoted, asked for scores over HTTP, and rolled back.
+demo: install curl
 	@.ci/demo $(BIN)/autoad $(DEMO)
 
-# What the tests of several machines need of Debian: namespaces, and a database server.
+curl:
+	@command -v curl >/dev/null || { echo "installing curl"; apt-get update -q && apt-get install -q -y curl; }
+
+# What the tests of several machines need of Debian: namespaces, a database server, and Prometheus's checker.
 machines:
 	@command -v ip nsenter setpriv ps >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
 		{ apt-get update -q && apt-get install -q -y iproute2 util-linux procps postgresql; }
+	@command -v promtool >/dev/null || [ -x $(BIN)/promtool ] || $(MAKE) --no-print-directory $(BIN)/promtool
+
+# Out of its package, which as a whole would start a Prometheus on every interface.
+$(BIN)/promtool: | $(VENV)/.installed
+	apt-get update -q
+	folder=$$(mktemp -d) && cd $$folder && apt-get download -q prometheus && dpkg-deb --extract prometheus_*.deb . && \
+		install -m 755 usr/bin/promtool $(CURDIR)/$(BIN)/promtool && rm -r $$folder
 
 test: install machines browser
 	$(BIN)/python -m pytest

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autoad.commands._options import Json
+from autoad.commands.keys import keys_app
+from autoad.commands.models import delete, models
 from autoad.commands.serving import promote, rollback, serve
 
 if TYPE_CHECKING:
@@ -24,8 +27,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 def _seconds(text: str) -> float:
@@ -59,7 +60,10 @@ def search(
     algorithms: Annotated[str, typer.Option(help="Comma-separated names; all eight by default.")] = "",
     objective: Annotated[str, typer.Option(help="Metric on the selection pictures that ranks trials.")] = "image_auroc",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampler and of every detector.")] = 0,
-    name: Annotated[str, typer.Option(help="Name of the search and its model.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the search.")] = "",
+    model: Annotated[
+        str, typer.Option(help="Model whose next version the champion becomes; the search's name by default.")
+    ] = "",
     space: Annotated[
         Path | None, typer.Option(help="Search-space file or folder that overrides the packaged ones.")
     ] = None,
@@ -124,6 +128,7 @@ def search(
         seconds=_seconds(time) if time else default,
         seed=seed,
         name=name,
+        model=model,
         space=space,
         deterministic=deterministic,
         warm_start=not no_warm_start,
@@ -237,7 +242,9 @@ def report(
 
 @app.command()
 def score(
-    model: Annotated[str, typer.Argument(help="Name or id of a search, or the folder of a saved model.")],
+    model: Annotated[
+        str, typer.Argument(help="Model, version (bottle/3, bottle@champion), search, or folder of a saved model.")
+    ],
     pictures: Annotated[list[Path], typer.Argument(help="Pictures to score.")],
     heatmaps: Annotated[Path, typer.Option(help="Folder for heatmap files.")] = Path("heatmaps"),
     no_heatmaps: Annotated[bool, typer.Option("--no-heatmaps", help="Write no heatmaps.")] = False,
@@ -261,17 +268,19 @@ def score(
 @app.command()
 def algorithms(as_json: Json = False) -> None:
     """List the algorithms that a search chooses from."""
+    from autoad.console import print_records
     from autoad.search.inventory import list_algorithms
 
-    _print_records(list_algorithms(), as_json)
+    print_records(list_algorithms(), as_json)
 
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what this machine can do: engines, devices, reachable backbones, Ray, folders."""
+    from autoad.console import print_records
     from autoad.search.inventory import examine_machine
 
-    _print_records(examine_machine(), as_json)
+    print_records(examine_machine(), as_json)
 
 
 @app.command("demo-data")
@@ -291,100 +300,9 @@ def demo_data(
         out.print(f"wrote {folder}: {counts}\nsearch it with: autoad search --data {folder}")
 
 
-keys_app = typer.Typer(name="keys", help="Make, list and revoke the API keys of a server.", no_args_is_help=True)
-app.add_typer(keys_app)
-Project = Annotated[str, typer.Option(help="Project of the key; AUTOAD_PROJECT by default.")]
-
-
-@keys_app.command("create")
-def create_key(
-    name: Annotated[str, typer.Argument(help="Who will use the key.")],
-    scope: Annotated[list[str], typer.Option(help="score, submit or admin, which includes both; may be repeated.")],
-    project: Project = "",
-    as_json: Json = False,
-) -> None:
-    """Make an API key and print it; it cannot be shown again."""
-    from autoad.console import err, out
-    from autoad.database import Database, Keys
-
-    database = Database()
-    try:
-        entry, key = Keys(database).create(name, scope, project or None)
-    finally:
-        database.close()
-    if as_json:
-        out.out(json.dumps({"key": key} | entry.model_dump(mode="json"), indent=2), highlight=False)
-        return
-    out.out(key, highlight=False)
-    err.print(f"this is the only time that the key {name!r} is shown: keep it as you keep a password")
-
-
-@keys_app.command("list")
-def list_keys(project: Project = "", as_json: Json = False) -> None:
-    """List a project's API keys, without their secrets."""
-    from autoad.console import out
-    from autoad.database import Database, Keys
-
-    database = Database()
-    try:
-        entries = Keys(database).list(project or None)
-    finally:
-        database.close()
-    if as_json:
-        out.out(json.dumps([entry.model_dump(mode="json") for entry in entries], indent=2), highlight=False)
-    elif not entries:
-        out.print("there is no key yet; make one with: autoad keys create NAME --scope score")
-    else:
-        rows = [
-            {
-                "name": entry.name,
-                "id": entry.id,
-                "scopes": ", ".join(entry.scopes),
-                "created": f"{entry.created:%Y-%m-%d %H:%M}",
-                "revoked": f"{entry.revoked:%Y-%m-%d %H:%M}" if entry.revoked else "",
-            }
-            for entry in entries
-        ]
-        _print_records(rows, as_json=False)
-
-
-@keys_app.command("revoke")
-def revoke_key(
-    name: Annotated[str, typer.Argument(help="Name of the key.")], project: Project = "", as_json: Json = False
-) -> None:
-    """Refuse an API key from now on; running servers notice within a second."""
-    from autoad.console import err, out
-    from autoad.database import Database, Keys
-
-    database = Database()
-    try:
-        entry = Keys(database).revoke(name, project or None)
-    finally:
-        database.close()
-    if as_json:
-        out.out(entry.model_dump_json(indent=2), highlight=False)
-    else:
-        err.print(f"the key {entry.name!r} is refused from now on")
-
-
-def _print_records(records: list[dict[str, str]], as_json: bool) -> None:
-    from rich.table import Table
-
-    from autoad.console import out
-
-    if as_json:
-        out.out(json.dumps(records, indent=2), highlight=False)
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in records[0]:
-        table.add_column(title, overflow="fold")
-    for record in records:
-        table.add_row(*record.values())
-    out.print(table)
-
-
-for _command in (promote, rollback, serve):
+for _command in (delete, models, promote, rollback, serve):
     app.command()(_command)
+app.add_typer(keys_app)
 
 
 def main() -> None:

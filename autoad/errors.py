@@ -82,14 +82,15 @@ class UnknownNameError(UsageError):
     Args:
         kind: what was named, for example ``"algorithm"``.
         name: what the caller wrote.
-        choices: the names that would have been right.
+        choices: the names that would have been right; there may be none yet.
     """
 
     def __init__(self, kind: str, name: str, choices: Iterable[str]) -> None:
         known = sorted(choices)
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        super().__init__(f"unknown {kind} {name!r}.{hint} Choices: {', '.join(known)}.")
+        choices = f"Choices: {', '.join(known)}." if known else "There is none yet."
+        super().__init__(f"unknown {kind} {name!r}.{hint} {choices}")
 
 
 class DatasetError(UsageError):

@@ -170,7 +170,9 @@ class Champion(_Record):
         difference: champion minus default in test image AUROC.
         threshold: raw score above which a picture is called anomalous.
         false_positive_rate: largest rate of good pictures above the threshold that its calibration guarantees.
-        model: address of the saved model (a folder).
+        model: folder of the saved model.
+        name: of the model that it is a version of; None for what was saved before models had versions.
+        version: its number.
     """
 
     trial: int
@@ -184,6 +186,13 @@ class Champion(_Record):
     false_positive_rate: float
     speed: Speed | None
     model: str
+    name: str | None = None
+    version: int | None = None
+
+    @property
+    def address(self) -> str:
+        """By which commands and servers find it: ``bottle/2``, or the folder if it has no version."""
+        return self.model if self.name is None else f"{self.name}/{self.version}"
 
 
 class DatasetSummary(_Record):

@@ -59,7 +59,8 @@ def test_search_json_has_the_promised_shape(searched: dict[str, Any], state: Pat
         assert tested["image_auroc_low"] <= tested["image_auroc"] <= tested["image_auroc_high"]
     assert champion["test"]["image_auroc"] > 0.8
     assert set(champion["test"]["by_defect"]) == {p.name for p in _tests(searched) if p.name != "good"}
-    assert Path(champion["model"]).parent == state / "models" / "default"
+    assert Path(champion["model"]) == state / "models" / "default" / "small" / "1"
+    assert (champion["name"], champion["version"]) == ("small", 1)
     assert champion["speed"]["latency_ms"] > 0
 
 
@@ -146,6 +147,8 @@ def test_a_damaged_artifact_is_refused(
         (("--engine", "tpu"), "tpu"),
         (("--name", "../up"), "usable as a folder name"),
         (("--name", "n" * 300), "usable as a folder name"),
+        (("--name", "my bottle"), "name the model with --model"),
+        (("--name", "my bottle", "--model", "a/b"), "a model's name must be at most 100 letters"),
         (("--deterministic", "--time", "5m"), "give --trials instead of --time"),
     ],
 )
@@ -223,6 +226,7 @@ def test_a_taken_name_is_refused(autoad: Run, searched: dict[str, Any], demo: Pa
     done = autoad("search", "--data", demo, "--name", "small", "--trials", 1)
     assert done.returncode == 2
     assert "named 'small' already" in done.stderr
+    assert "--model small to make the next version" in done.stderr
 
 
 def test_algorithms_and_doctor(autoad: Run) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+import json
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -11,9 +13,9 @@ from rich.text import Text
 
 from autoad.console._streams import out
 from autoad.console._text import duration, number, short_config
-from autoad.schema import ScoredPicture, SearchEntry, SearchResult, TrialRow
+from autoad.schema import Champion, ScoredPicture, SearchEntry, SearchResult, TrialRow
 
-__all__ = ["leaderboard_table", "print_result", "print_scores", "searches_table"]
+__all__ = ["leaderboard_table", "print_records", "print_result", "print_scores", "searches_table"]
 
 
 def leaderboard_table(rows: Sequence[TrialRow], top: int | None = None) -> Table:
@@ -101,8 +103,22 @@ def print_result(result: SearchResult, *, top: int = 15) -> None:
             f"speed: {speed.latency_ms:.0f} ms a picture, {speed.pictures_per_second:.0f} pictures/s, "
             f"{speed.peak_memory_mb:.0f} MB"
         )
-    out.print(f"model: {champion.model}")
-    out.print(f"score pictures with: autoad score {result.name} PICTURE...", style="bold")
+    out.print(f"model: {_address(champion)}", soft_wrap=True)
+    out.print(f"score pictures with: autoad score {shlex.quote(champion.address)} PICTURE...", style="bold")
+    if champion.name is not None:
+        out.print(
+            f"let it answer over HTTP: autoad serve, and then autoad promote {champion.name} "
+            f"--version {champion.version}",
+            style="bold",
+            soft_wrap=True,
+        )
+
+
+def _address(champion: Champion) -> str:
+    """By what others find it, and where it lies."""
+    if champion.name is None:
+        return champion.model
+    return f"{champion.address} (models:/{champion.address}) in {champion.model}"
 
 
 def _roles(counts: dict[str, int]) -> str:
@@ -128,6 +144,19 @@ def print_scores(scored: Sequence[ScoredPicture]) -> None:
             regions,
             picture.heatmap or "",
         )
+    out.print(table)
+
+
+def print_records(records: Sequence[Mapping[str, str]], as_json: bool) -> None:
+    """Records of the same fields, one a line, or as JSON."""
+    if as_json:
+        out.out(json.dumps(records, indent=2), highlight=False)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in records[0]:
+        table.add_column(title, overflow="fold")
+    for record in records:
+        table.add_row(*record.values())
     out.print(table)
 
 

@@ -11,7 +11,7 @@ from autoad.database._keys import PREFIX, SCOPES, Keys, KeyTable, StoredKey, has
 from autoad.database._listing import describe_search, is_lost, list_searches, seconds_so_far
 from autoad.database._models import ModelTables, RouteConflictError
 from autoad.database._owner import LEASE_SECONDS, is_gone, this_process
-from autoad.database._records import ModelVersion, Search, Trial
+from autoad.database._records import ModelVersion, Search, Trial, aware
 from autoad.database._session import Database
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Search",
     "StoredKey",
     "Trial",
+    "aware",
     "describe_search",
     "hash_secret",
     "is_gone",

@@ -16,8 +16,7 @@ from typing import get_args
 import sqlalchemy
 from sqlalchemy import select
 
-from autoad.database._listing import _aware
-from autoad.database._records import ApiKey, utc_now
+from autoad.database._records import ApiKey, aware, utc_now
 from autoad.database._session import Database
 from autoad.errors import UnknownNameError, UsageError
 from autoad.schema import KeyEntry, Scope
@@ -155,7 +154,7 @@ def _entry(row: ApiKey) -> KeyEntry:
             "project": row.project,
             "name": row.name,
             "scopes": row.scopes,
-            "created": _aware(row.created),
-            "revoked": None if row.revoked is None else _aware(row.revoked),
+            "created": aware(row.created),
+            "revoked": None if row.revoked is None else aware(row.revoked),
         }
     )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 
 from autoad.database._owner import is_gone
-from autoad.database._records import Search, utc_now
+from autoad.database._records import Search, aware, utc_now
 from autoad.database._session import Database
 from autoad.schema import Objective, SearchEntry
 
@@ -38,7 +37,7 @@ def seconds_so_far(search: Search) -> float:
         return max(float(search.summary["seconds"]), search.spent)
     if search.heartbeat is None or is_lost(search):
         return search.spent
-    return search.spent + (utc_now() - _aware(search.heartbeat)).total_seconds()
+    return search.spent + (utc_now() - aware(search.heartbeat)).total_seconds()
 
 
 def _entries(database: Database, searches: Sequence[Search]) -> list[SearchEntry]:
@@ -64,15 +63,10 @@ def _entries(database: Database, searches: Sequence[Search]) -> list[SearchEntry
                     "trials": trials.get(search.id, 0),
                     "best": best.get(search.id),
                     "champion": None if champion is None else champion["algorithm"],
-                    "started": _aware(search.created),
+                    "started": aware(search.created),
                     "seconds": round(seconds_so_far(search), 1),
                     "hint": f"autoad search --resume {search.id}" if lost or search.status == "interrupted" else None,
                 }
             )
         )
     return entries
-
-
-def _aware(moment: datetime.datetime) -> datetime.datetime:
-    """SQLite forgets time zones; what is stored is UTC."""
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)

@@ -7,6 +7,8 @@ nobody changed the row since it was read (``UPDATE ... WHERE generation = ...``)
 from __future__ import annotations
 
 import datetime
+import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,8 +17,7 @@ import sqlalchemy
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from autoad.database._listing import _aware
-from autoad.database._records import ModelVersion, Replica, Route, RouteChange, utc_now
+from autoad.database._records import ModelVersion, Replica, Route, RouteChange, aware, utc_now
 from autoad.database._session import Database
 from autoad.errors import UsageError
 from autoad.schema import ReplicaEntry, RouteAction, RouteChangeEntry, RouteEntry
@@ -25,6 +26,7 @@ __all__ = ["ModelTables", "RouteConflictError"]
 
 _FIELDS = ("champion", "previous", "canary", "canary_share", "shadow", "staged")
 _ATTEMPTS = 20
+_LONGEST_WAIT = 0.05
 
 
 class RouteConflictError(UsageError):
@@ -54,11 +56,16 @@ class ModelTables:
         with self._database.sessions() as session:
             return session.get(ModelVersion, (project, name, version))
 
-    def of_search(self, project: str, search: str) -> ModelVersion | None:
-        """The version that a search made; None if it made none."""
-        query = select(ModelVersion).where(ModelVersion.project == project, ModelVersion.search_id == search)
+    def of_trial(self, project: str, name: str, search: str, trial: int) -> ModelVersion | None:
+        """The version of a model that a search made of a trial; None if it made none."""
+        query = select(ModelVersion).where(
+            ModelVersion.project == project,
+            ModelVersion.name == name,
+            ModelVersion.search_id == search,
+            ModelVersion.trial == trial,
+        )
         with self._database.sessions() as session:
-            return session.scalars(query.order_by(ModelVersion.created.desc()).limit(1)).first()
+            return session.scalars(query.order_by(ModelVersion.version.desc()).limit(1)).first()
 
     @contextmanager
     def new_version(self, project: str, name: str) -> Iterator[tuple[Session, int]]:
@@ -117,33 +124,35 @@ class ModelTables:
         for _ in range(_ATTEMPTS):
             before = self.route(project, name)
             fields, line = decide(before)
-            with self._database.transaction() as session:
-                same = update(Route).where(
-                    Route.project == project, Route.name == name, Route.generation == before.generation
-                )
-                generation = before.generation + 1
-                done = session.scalar(same.values(generation=generation, **fields).returning(Route.generation))
-                if done is None:
-                    continue
-                if also is not None:
-                    also(session)
-                if line is not None:
-                    action, old, new = line
-                    session.add(
-                        RouteChange(
-                            project=project,
-                            name=name,
-                            generation=generation,
-                            action=action,
-                            before=old,
-                            after=new,
-                            reason=reason,
-                            actor=actor,
-                            at=utc_now(),
-                        )
-                    )
-            return before.model_copy(update={**fields, "generation": generation})
+            history: dict[str, Any] = {}
+            if line is not None:
+                history = {"action": line[0], "before": line[1], "after": line[2], "reason": reason, "actor": actor}
+            if self._commit(before, fields, history, also):
+                return before.model_copy(update={**fields, "generation": before.generation + 1})
+            time.sleep(random.uniform(0, _LONGEST_WAIT))  # noqa: S311 - so that not all come again at once
         raise RouteConflictError(f"the route of {name!r} changes all the time; try again")
+
+    def _commit(
+        self,
+        before: RouteEntry,
+        fields: Mapping[str, Any],
+        history: Mapping[str, Any],
+        also: Callable[[Session], object] | None,
+    ) -> bool:
+        """Change a route in one transaction if it is still as it was; whether it was."""
+        generation = before.generation + 1
+        same = update(Route).where(
+            Route.project == before.project, Route.name == before.name, Route.generation == before.generation
+        )
+        with self._database.transaction() as session:
+            if session.scalar(same.values(generation=generation, **fields).returning(Route.generation)) is None:
+                return False
+            if also is not None:
+                also(session)
+            if history:
+                names = {"project": before.project, "name": before.name, "generation": generation}
+                session.add(RouteChange(**names, **history, at=utc_now()))
+        return True
 
     def history(self, project: str, name: str) -> list[RouteChangeEntry]:
         """A model's history, newest first."""
@@ -158,7 +167,7 @@ class ModelTables:
                         "after": row.after,
                         "reason": row.reason,
                         "actor": row.actor,
-                        "at": _aware(row.at),
+                        "at": aware(row.at),
                     }
                 )
                 for row in session.scalars(query.order_by(RouteChange.id.desc()))

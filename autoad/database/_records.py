@@ -8,12 +8,17 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-__all__ = ["ApiKey", "Base", "ModelVersion", "Replica", "Route", "RouteChange", "Search", "Trial", "utc_now"]
+__all__ = ["ApiKey", "Base", "ModelVersion", "Replica", "Route", "RouteChange", "Search", "Trial", "aware", "utc_now"]
 
 
 def utc_now() -> datetime.datetime:
     """Now, with a time zone."""
     return datetime.datetime.now(datetime.UTC)
+
+
+def aware(moment: datetime.datetime) -> datetime.datetime:
+    """A stored moment with its time zone: SQLite forgets it, and what is stored is UTC."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
 
 
 class Base(DeclarativeBase):
@@ -150,7 +155,7 @@ class ApiKey(Base):
 
 
 class Replica(Base):
-    """A process that scores: versions that it has loaded (``PROJECT/NAME/VERSION``), and why it could not load others."""
+    """A process that scores: versions it has loaded (``PROJECT/NAME/VERSION``), and why it could not load others."""
 
     __tablename__ = "replicas"
 

@@ -135,7 +135,10 @@ class Database:
                     )
                 )
         except sqlalchemy.exc.IntegrityError as error:
-            raise UsageError(f"there is a search named {name!r} already; choose another --name") from error
+            raise UsageError(
+                f"there is a search named {name!r} already; choose another --name, and give --model "
+                f"{request.get('model') or name} to make the next version of that model"
+            ) from error
 
     def update_search(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autoad.models._addresses import ALIASES, MODELS, Address, check_model_name, parse_address
 from autoad.models.artifact import (
     ArtifactMetrics,
     Backbone,
@@ -17,6 +18,9 @@ from autoad.models.heatmap import draw_heatmap
 from autoad.models.model import Model, Score
 
 __all__ = [
+    "ALIASES",
+    "MODELS",
+    "Address",
     "ArtifactMetrics",
     "Backbone",
     "Calibration",
@@ -25,7 +29,9 @@ __all__ = [
     "Model",
     "Provenance",
     "Score",
+    "check_model_name",
     "draw_heatmap",
+    "parse_address",
     "read_manifest",
     "save_model",
     "write_manifest",

@@ -7,11 +7,12 @@ import re
 
 from autoad.errors import UnknownNameError, UsageError
 
-__all__ = ["ALIASES", "Address", "check_model_name", "parse_address"]
+__all__ = ["ALIASES", "MODELS", "Address", "check_model_name", "parse_address"]
 
 ALIASES = ("champion", "previous", "canary", "shadow")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_PREFIX = "models:/"
+MODELS = "models:/"
+"""With this before it, a text can be nothing but the address of a model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +32,8 @@ def check_model_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
-            "a model's name must be letters, digits, '.', '_' or '-', at most 100, the first a letter or digit, but "
-            f"got {name[:120]!r}"
+            "a model's name must be at most 100 letters, digits, '.', '_' or '-', the first a letter or digit, but got "
+            f"{name[:120]!r}"
         )
     return name
 
@@ -43,15 +44,17 @@ def parse_address(text: str) -> Address:
     Raises:
         UsageError: it is none.
     """
-    bare = text.removeprefix(_PREFIX)
+    bare = text.removeprefix(MODELS)
     name, at, alias = bare.partition("@")
     if at:
+        check_model_name(name)
         if alias not in ALIASES:
             raise UnknownNameError("alias", alias, ALIASES)
-        return Address(check_model_name(name), alias=alias)
+        return Address(name, alias=alias)
     name, slash, version = bare.partition("/")
+    check_model_name(name)
     if not slash:
-        return Address(check_model_name(name))
+        return Address(name)
     if not version.isascii() or not version.isdigit() or not 1 <= len(version) <= 9:
-        raise UsageError(f"a version must be a number, as in {name[:100]}/3, but got {version[:20]!r}")
-    return Address(check_model_name(name), version=int(version))
+        raise UsageError(f"a version must be a number, as in {name}/3, but got {version[:20]!r}")
+    return Address(name, version=int(version))

@@ -1,7 +1,7 @@
 """The parity set: pictures that an artifact carries, with what the saved model said of them.
 
 Right after calibration the saved model scores some selection and calibration pictures, never test pictures. Their
-bytes, scores and maps go into the artifact, so that anybody who deploys it can find out, without the dataset, whether it
+bytes, scores and maps go into the artifact, so that whoever deploys it can find out, without the dataset, whether it
 scores there what was evaluated (:mod:`autoad.serve.gate`).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,7 @@ MAP_STEP = 4
 _MOST_PICTURES = 64
 _MOST_BYTES = 64 * 2**20
 _FEWEST_PICTURES = 16
+_ROLES = ("selection", "calibration")
 
 _SCHEMA = pa.schema(
     [
@@ -74,18 +76,20 @@ def choose_parity(selection: Sequence[Picture], calibration: Sequence[Picture]) 
     """Role, picture and bytes of those that an artifact carries.
 
     At most 64 pictures, half of them calibration pictures where there are so many, spread evenly over the order of
-    sha256; at most 64 MiB, but 16 pictures however large. Synthetic defects stay out.
+    sha256; at most 64 MiB, but 16 pictures however large. The roles take turns, so both are there whatever the bytes
+    allow. Synthetic defects are not pictures of anybody's: they stay out.
     """
     real = sorted((picture for picture in selection if not picture.synthetic), key=lambda picture: picture.sha256)
     good = sorted(calibration, key=lambda picture: picture.sha256)
     share = max(_MOST_PICTURES // 2, _MOST_PICTURES - len(good))
-    chosen = [("selection", picture) for picture in _evenly(real, share)]
-    chosen += [("calibration", picture) for picture in _evenly(good, _MOST_PICTURES - len(chosen))]
-    # In turn, so that whatever the bytes allow holds both roles.
-    chosen.sort(key=lambda one: (one[1].sha256, one[0]))
+    selected = _evenly(real, share)
+    calibrated = _evenly(good, _MOST_PICTURES - len(selected))
+    turns = itertools.zip_longest(selected, calibrated)
     taken: list[tuple[str, Picture, bytes]] = []
     size = 0
-    for role, picture in chosen:
+    for role, picture in ((role, one) for turn in turns for role, one in zip(_ROLES, turn, strict=True)):
+        if picture is None:
+            continue
         data = picture.read()
         size += len(data)
         if size > _MOST_BYTES and len(taken) >= _FEWEST_PICTURES:

@@ -8,8 +8,6 @@ so whoever dies in the middle leaves the old state or the new one.
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import hashlib
 import shutil
 from collections import defaultdict
@@ -17,10 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoad.database import Database, ModelTables, ModelVersion
-from autoad.errors import ArtifactError, FileStoreError, UnknownNameError, UsageError
-from autoad.files import FileStore, write_atomically
+from autoad.database import Database, ModelTables, ModelVersion, aware
+from autoad.errors import ArtifactError, UnknownNameError, UsageError
 from autoad.models._addresses import ALIASES, check_model_name, parse_address
+from autoad.models._files import VersionFiles
 from autoad.models.artifact import Manifest, read_manifest
 from autoad.schema import Metrics, ModelEntry, ModelVersionEntry, ReplicaEntry, RouteEntry
 from autoad.settings import Settings, get_settings
@@ -44,16 +42,14 @@ class Registry:
         settings = settings or get_settings()
         self._default_project = database.project
         self._tables = ModelTables(database)
-        self._root = settings.data_dir / "models"
-        self._files_url = settings.files_url
-        self._checked: set[Path] = set()
+        self._files = VersionFiles(settings)
 
     # Versions
 
     def register(self, folder: Path, name: str, *, project: str | None = None) -> ModelVersionEntry:
         """Take a finished artifact over as the next version of a model.
 
-        A search's champion is registered once, however often this is called for it: its process may have been killed
+        A trial of a search is registered once, however often this is called for it: its process may have been killed
         between this and its last word to the database.
 
         Args:
@@ -71,17 +67,19 @@ class Registry:
         manifest = read_manifest(folder)
         if manifest.calibration is None:
             raise ArtifactError(f"{str(folder)!r} was never calibrated, so it cannot be registered; search again")
-        known = self._tables.of_search(project, manifest.provenance.search)
-        if known is not None and known.name == name:
+        source = manifest.provenance
+        known = self.made_of(source.search, source.trial, name, project=project)
+        if known is not None:
             shutil.rmtree(folder, ignore_errors=True)
-            return self._entry(known, self._tables.route(project, name))
+            return known
         contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
         files = {file: hashlib.sha256(data).hexdigest() for file, data in contents.items()}
-        store = self._store(project)
-        if store is not None:
-            for data in contents.values():
-                store.write(data)
+        self._files.upload(project, contents.values())
         with self._tables.new_version(project, name) as (session, number):
+            known = self.made_of(source.search, source.trial, name, project=project)
+            if known is not None:  # by whoever has taken the search over; the number is given to nobody
+                shutil.rmtree(folder, ignore_errors=True)
+                return known
             row = ModelVersion(
                 project=project,
                 name=name,
@@ -90,18 +88,34 @@ class Registry:
                 files=files,
                 size=sum(map(len, contents.values())),
                 manifest=manifest.model_dump(mode="json"),
-                search_id=manifest.provenance.search,
-                trial=manifest.provenance.trial,
-                dataset_hash=manifest.provenance.dataset_hash,
-                code_version=manifest.provenance.code_version,
+                search_id=source.search,
+                trial=source.trial,
+                dataset_hash=source.dataset_hash,
+                code_version=source.code_version,
             )
             session.add(row)
             session.flush()
-            target = self._folder(project, name, number)
-            shutil.rmtree(target, ignore_errors=True)  # of somebody who died before the commit
-            target.parent.mkdir(parents=True, exist_ok=True)
-            folder.rename(target)
+            self._files.take(folder, project, name, number)
         return self._entry(row, self._tables.route(project, name))
+
+    def made_of(self, search: str, trial: int, name: str, *, project: str | None = None) -> ModelVersionEntry | None:
+        """The version of a model that a search has already made of a trial; None if it has not."""
+        project = project or self._default_project
+        row = self._tables.of_trial(project, name, search, trial)
+        return None if row is None else self._entry(row, self._tables.route(project, name))
+
+    def has(self, name: str, project: str | None = None) -> bool:
+        """Whether there is a version of that model."""
+        return bool(self._tables.versions(project or self._default_project, name))
+
+    def check_store(self) -> None:
+        """See that the file store, if there is one, can be reached: before a search rather than after it.
+
+        Raises:
+            UsageError: ``AUTOAD_FILES_URL`` is no address.
+            FileStoreError: it cannot be reached.
+        """
+        self._files.check(self._default_project)
 
     def models(self, project: str | None = None) -> list[ModelEntry]:
         """All models, by name."""
@@ -161,15 +175,9 @@ class Registry:
         project = project or self._default_project
         row = self._tables.version(project, name, version)
         if row is None:
-            raise UnknownNameError(
-                f"version of {name!r}", str(version), [str(one.version) for one in self._tables.versions(project, name)]
-            )
-        folder = self._folder(project, name, version)
-        if folder not in self._checked:
-            for file, sha256 in row.files.items():
-                self._make_present(folder / file, sha256, project)
-            self._checked.add(folder)
-        return folder
+            numbers = [str(one.version) for one in self._tables.versions(project, name)]
+            raise UnknownNameError(f"version of {name!r}", str(version), numbers)
+        return self._files.get(project, name, version, row.files)
 
     def delete(self, name: str, version: int, *, reason: str, actor: str, project: str | None = None) -> None:
         """Delete a version; its number is never given again.
@@ -199,9 +207,7 @@ class Registry:
             actor=actor,
             also=lambda session: session.delete(session.get_one(ModelVersion, (project, name, version))),
         )
-        folder = self._folder(project, name, version)
-        self._checked.discard(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        self._files.remove(project, name, version)
 
     # Routes
 
@@ -264,12 +270,14 @@ class Registry:
         def decide(route: RouteEntry) -> Any:
             if route.previous is None:
                 raise UsageError(f"{name!r} has no previous champion to go back to")
-            fields = {
+            fields: dict[str, Any] = {
                 "champion": route.previous,
                 "previous": route.champion,
                 "canary": None,
                 "canary_share": 0.0,
             }
+            if route.shadow == route.previous:
+                fields["shadow"] = None
             return fields, ("rollback", route.champion, route.previous)
 
         return self._change(name, decide, reason, actor, project)
@@ -280,8 +288,10 @@ class Registry:
         """Let a version answer a share of the requests instead of the champion.
 
         Raises:
-            UsageError: there is no such version, or no champion beside it.
+            UsageError: there is no such version, or no champion beside it, or the share is none.
         """
+        if not 0 < share < 1:
+            raise UsageError(f"a canary's share of the requests must lie between 0 and 1 but got {share}")
         return self._beside(name, version, "canary", {"canary": version, "canary_share": share}, reason, actor, project)
 
     def set_shadow(self, name: str, version: int, *, reason: str, actor: str, project: str | None = None) -> RouteEntry:
@@ -294,19 +304,20 @@ class Registry:
 
     def end_canary(self, name: str, *, reason: str, actor: str, project: str | None = None) -> RouteEntry:
         """Let the champion answer all requests again."""
-        return self._change(
-            name,
-            lambda route: ({"canary": None, "canary_share": 0.0}, ("end_canary", route.canary, None)),
-            reason,
-            actor,
-            project,
-        )
+
+        def decide(route: RouteEntry) -> Any:
+            line = None if route.canary is None else ("end_canary", route.canary, None)
+            return {"canary": None, "canary_share": 0.0}, line
+
+        return self._change(name, decide, reason, actor, project)
 
     def end_shadow(self, name: str, *, reason: str, actor: str, project: str | None = None) -> RouteEntry:
         """Score by the champion alone again."""
-        return self._change(
-            name, lambda route: ({"shadow": None}, ("end_shadow", route.shadow, None)), reason, actor, project
-        )
+
+        def decide(route: RouteEntry) -> Any:
+            return {"shadow": None}, None if route.shadow is None else ("end_shadow", route.shadow, None)
+
+        return self._change(name, decide, reason, actor, project)
 
     # Replicas
 
@@ -357,29 +368,6 @@ class Registry:
             raise UnknownNameError(f"version of {name!r}", str(version), numbers)
         return row
 
-    def _folder(self, project: str, name: str, version: int) -> Path:
-        return self._root / project / name / str(version)
-
-    def _store(self, project: str) -> FileStore | None:
-        return FileStore(self._files_url, project, kind="models") if self._files_url else None
-
-    def _make_present(self, file: Path, sha256: str, project: str) -> None:
-        with contextlib.suppress(OSError):
-            if hashlib.sha256(file.read_bytes()).hexdigest() == sha256:
-                return
-        store = self._store(project)
-        if store is None:
-            raise ArtifactError(
-                f"{str(file)!r} must have sha256 {sha256[:12]} but is missing or damaged; put the file back, or delete "
-                "this version and search again"
-            )
-        try:
-            data = store.read(sha256)
-        except FileStoreError as error:
-            raise ArtifactError(f"{str(file)!r} is not on this machine, and {error}") from error
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, data)
-
     @staticmethod
     def _no_route(project: str, name: str) -> RouteEntry:
         return RouteEntry(project=project, name=name, generation=0)
@@ -402,8 +390,7 @@ class Registry:
             trial=row.trial,
             dataset_hash=row.dataset_hash,
             code_version=row.code_version,
-            # SQLite forgets time zones; what is stored is UTC.
-            created=row.created if row.created.tzinfo else row.created.replace(tzinfo=datetime.UTC),
+            created=aware(row.created),
             size=row.size,
             threshold=None if manifest.calibration is None else manifest.calibration.threshold,
             validation=None if metrics is None else metrics.validation,

@@ -41,8 +41,10 @@ from autoad.models import (
     save_model,
     write_manifest,
 )
+from autoad.models.parity import choose_parity, write_parity
+from autoad.models.registry import Registry
 from autoad.models.speed import measure_speed
-from autoad.schema import Champion, Difference, Evidence, TestMetrics, TrialRow
+from autoad.schema import Champion, Difference, Evidence, ModelVersionEntry, TestMetrics, TrialRow
 from autoad.search.final_scores import FinalScore, write_final_scores
 from autoad.search.sweep import EVALUATION_SIZE, evaluation_maps
 from autoad.search.trial import TrialTask, load_inputs
@@ -125,14 +127,6 @@ def fit_model(
     return Model.load(folder, threads=threads)
 
 
-def _is_of(folder: Path, search: str) -> bool:
-    """Whether a model is what this very search has made."""
-    try:
-        return read_manifest(folder).provenance.search == search
-    except ArtifactError:
-        return False
-
-
 def _test(model: Model, calibration_scores: _Scores, pictures: Sequence[Picture], seed: int) -> _Tested:
     """Score the test role through the calibrated model and measure it."""
     calibration = model.manifest.calibration
@@ -195,7 +189,8 @@ def finish_champion(
     search: str,
     evidence: Evidence,
     rate: float,
-    models_dir: Path,
+    registry: Registry,
+    scratch_dir: Path,
     scores_file: Path,
     default_config: dict[str, Any],
     threads: int,
@@ -204,18 +199,20 @@ def finish_champion(
 ) -> Champion:
     """Refit, save, calibrate and test the best trial, beside the untuned default PatchCore.
 
-    The model appears in ``models_dir`` under its final name only when it is finished.
+    The finished model becomes the next version of ``name``. One that this search has already made of this trial is
+    taken as it is: its process was killed between registering it and the last word to the database.
 
     Args:
         row: the trial that won.
         task: what the trials shared.
         roles: the dataset's roles; the test role is used here and nowhere else in a search.
         dataset: for the record.
-        name: of the model.
+        name: of the model whose next version it becomes.
         search: id of the search.
         evidence: what the trials were ranked by.
         rate: false-positive rate that the threshold guarantees.
-        models_dir: where the model goes.
+        registry: where the model goes.
+        scratch_dir: folder in which it is made, on the disk of the registry's.
         scores_file: where the calibration and test scores of both models go.
         default_config: PatchCore's defaults.
         threads: CPU threads for refitting and scoring.
@@ -225,6 +222,10 @@ def finish_champion(
     Raises:
         RefitError: the trial's configuration does not work on these pictures.
     """
+    made = registry.made_of(search, row.trial, name)
+    if made is not None:
+        say(f"trial {row.trial} ({row.algorithm}) has already been finished as {name}/{made.version}")
+        return _champion(row, made, registry.open(name, made.version))
     provenance = Provenance(
         code_version=autoad.__version__,
         search=search,
@@ -235,7 +236,7 @@ def finish_champion(
     )
     normals = (*roles.train, *(picture for picture in roles.selection if picture.is_normal and not picture.synthetic))
     calibration = [picture.read() for picture in roles.calibration]
-    scratch = models_dir / f".{search}-{time.time_ns()}"
+    scratch = scratch_dir / f".{search}-{time.time_ns()}"
     try:
         say(f"refitting {row.algorithm} (trial {row.trial}) on {len(normals)} good pictures")
         try:
@@ -244,8 +245,10 @@ def finish_champion(
             if is_full(error):  # every other trial would meet the same disk
                 raise
             raise RefitError(f"trial {row.trial} ({row.algorithm}) could not be refitted: {error}") from error
-        model, calibrated, scores = model.calibrate(calibration, rate)
+        model, _, scores = model.calibrate(calibration, rate)
         write_manifest(scratch / "champion", model.manifest)
+        say("recording what it says of pictures that whoever deploys it can compare with")
+        write_parity(scratch / "champion", model, choose_parity(roles.selection, roles.calibration))
         say(f"testing on {len(roles.test)} pictures that the search never saw")
         champion = _test(model, scores, roles.test, task.seed)
         default: _Tested | None = champion
@@ -284,22 +287,30 @@ def finish_champion(
         write_manifest(scratch / "champion", manifest)
         kept = _final_scores("champion", champion, roles)
         write_final_scores(scores_file, kept + (_final_scores("default_patchcore", default, roles) if default else []))
-        final = models_dir / name
-        if _is_of(final, search):  # its process was killed between this and the last word to the database
-            final.rename(scratch / "before")
-        (scratch / "champion").rename(final)
+        made = registry.register(scratch / "champion", name)
+        return _champion(row, made, registry.open(name, made.version))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _champion(row: TrialRow, version: ModelVersionEntry, folder: Path) -> Champion:
+    """What a search says of the version that it has made."""
+    manifest = read_manifest(folder)
+    calibration, metrics = manifest.calibration, manifest.metrics
+    if calibration is None or metrics is None:
+        raise ArtifactError(f"the model {str(folder)!r} must have been calibrated and tested; search again")
     return Champion(
         trial=row.trial,
         algorithm=row.algorithm,
         config=row.config,
-        validation=row.validation,
-        test=champion.metrics,
-        default_patchcore=default.metrics if default else None,
-        difference=difference,
-        threshold=calibrated.threshold,
-        false_positive_rate=calibrated.rate,
-        speed=speed,
-        model=str(final),
+        validation=metrics.validation,
+        test=metrics.test,
+        default_patchcore=metrics.default_patchcore,
+        difference=metrics.difference,
+        threshold=calibration.threshold,
+        false_positive_rate=calibration.rate,
+        speed=metrics.speed,
+        model=str(folder),
+        name=version.name,
+        version=version.version,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 from autoad.algorithms import ALGORITHMS, Precision, get_algorithm
@@ -10,9 +11,9 @@ from autoad.data import Dataset, Roles, assign_roles, read_dataset
 from autoad.errors import CalibrationError, DatasetError, UnknownNameError, UsageError, WeightsError
 from autoad.evaluation import smallest_rate
 from autoad.features import EngineChoice, backbone_stages, choose_engine, head_precision, reachable_backbones
+from autoad.models import check_model_name
 from autoad.schema import METRIC_NAMES, Objective
 from autoad.search.space import Space, load_spaces
-from autoad.settings import get_settings
 
 __all__ = [
     "DEFAULT_RATE",
@@ -22,6 +23,7 @@ __all__ = [
     "Plan",
     "SearchRequest",
     "make_plan",
+    "usable_name",
 ]
 
 DEFAULT_SECONDS = 20 * 60.0
@@ -29,6 +31,7 @@ DEFAULT_RATE = 0.05
 DETERMINISTIC_EPOCHS = 5
 DETERMINISTIC_TRIALS = 16
 _LONGEST_NAME = 200
+_LONGEST_MODEL = 80
 _PIXEL_OBJECTIVES = ("pixel_auroc", "aupro")
 
 
@@ -43,7 +46,8 @@ class SearchRequest:
         trials: how many; None for as many as the time allows.
         seconds: for the whole search; None for no limit (then ``trials`` must be given).
         seed: of the sampler and of every detector.
-        name: of the search and its model; empty for the dataset's name and the date.
+        name: of the search; empty for the dataset's name and the date.
+        model: whose next version the champion becomes; empty for the model of the search's own name.
         space: file or folder of search spaces that override the packaged ones.
         deterministic: one worker and no decision by the clock, so that the same call gives the same leaderboard.
         warm_start: whether to try, after the defaults, what searches of similar pictures found; never in a
@@ -62,6 +66,7 @@ class SearchRequest:
     seconds: float | None = DEFAULT_SECONDS
     seed: int = 0
     name: str = ""
+    model: str = ""
     space: Path | None = None
     deterministic: bool = False
     warm_start: bool = True
@@ -108,8 +113,8 @@ def make_plan(request: SearchRequest, *, resuming: str | None = None) -> Plan:
     if request.trials is None and request.seconds is None and not request.deterministic:
         raise UsageError("a search needs an end: give --trials or --time")
     spaces = load_spaces(algorithms, request.space)
-    if request.name and resuming is None:
-        _check_name(request.name)
+    if resuming is None:
+        _check_names(request)
     if request.deterministic and request.seconds is not None:
         raise UsageError("a deterministic search must not depend on the clock: give --trials instead of --time")
     dataset = read_dataset(request.data)
@@ -144,15 +149,27 @@ def make_plan(request: SearchRequest, *, resuming: str | None = None) -> Plan:
     )
 
 
-def _check_name(name: str) -> None:
-    """A name becomes a folder, so it must be usable as one and free."""
+def usable_name(text: str) -> str:
+    """``text`` as the name of a model: what cannot be in one becomes a hyphen."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:_LONGEST_MODEL] or "search"
+
+
+def _check_names(request: SearchRequest) -> None:
+    """The search's name is its model's too where none is given."""
+    name = request.name
+    if request.model:
+        check_model_name(request.model)
+    if not name:
+        return
     if name != Path(name).name or name.startswith(".") or len(name.encode()) > _LONGEST_NAME:
         raise UsageError(
             f"a name must be usable as a folder name of at most {_LONGEST_NAME} bytes but got {name[:80]!r}"
         )
-    folder = get_settings().models_dir / name
-    if folder.exists():
-        raise UsageError(f"there is a model named {name!r} already ({folder}); choose another --name")
+    if not request.model:
+        try:
+            check_model_name(name)
+        except UsageError as error:
+            raise UsageError(f"{error}; choose another --name, or name the model with --model") from error
 
 
 def _false_positive_rate(request: SearchRequest, roles: Roles, notes: list[str]) -> float:

@@ -22,6 +22,7 @@ from autoad.data import Picture, draw_defects
 from autoad.database import Database, is_lost, this_process
 from autoad.errors import (
     AutoADError,
+    FileStoreError,
     LeaseLostError,
     NoTrialSucceededError,
     StateError,
@@ -29,6 +30,7 @@ from autoad.errors import (
     UsageError,
     is_full,
 )
+from autoad.models.registry import Registry
 from autoad.schema import Champion, DatasetSummary, SearchResult, TrialRow
 from autoad.search.budget import TRIALS_SHARE, Budget
 from autoad.search.champion import RefitError, finish_champion
@@ -39,7 +41,7 @@ from autoad.search.leaderboard import rank_trials
 from autoad.search.lease import Lease
 from autoad.search.memory import predict_memory
 from autoad.search.place import offer_files
-from autoad.search.plan import DETERMINISTIC_EPOCHS, DETERMINISTIC_TRIALS, Plan, SearchRequest, make_plan
+from autoad.search.plan import DETERMINISTIC_EPOCHS, DETERMINISTIC_TRIALS, Plan, SearchRequest, make_plan, usable_name
 from autoad.search.record import check_unchanged, engine_name, read_request, request_record
 from autoad.search.recovery import SCRATCH, close_search, outstanding, recover_lost_searches
 from autoad.search.space import load_spaces
@@ -90,9 +92,16 @@ def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult
     for note in plan.notes:
         listener.say(note)
     search_id = secrets.token_hex(6)
-    name = request.name or f"{plan.dataset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = request.name or f"{usable_name(plan.dataset.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     summary = _summary(plan, search_id, name)
     with _opened(settings, listener) as database:
+        registry = Registry(database, settings)
+        registry.check_store()
+        if not request.model and registry.has(name):
+            raise UsageError(
+                f"there is a model named {name!r} already; choose another --name, and give --model {name} to make the "
+                "next version of that model"
+            )
         database.add_search(
             search_id,
             name,
@@ -160,6 +169,7 @@ def resume_search(
         plan = make_plan(request, resuming=search.name)
         summary = SearchResult.model_validate(search.summary | {"status": "running"})
         check_unchanged(plan, search, summary)
+        Registry(database, settings).check_store()
         search = database.take_over(search.id, this_process(), request_record(plan))
         close_search(database, settings, search.id, "the search was interrupted")
         shutil.rmtree(settings.searches_dir / search.id / "synthetic", ignore_errors=True)
@@ -327,7 +337,7 @@ def _carry_out(
 
 def _what_can_be_mended(error: BaseException) -> str | None:
     """What has stopped a search that can go on when somebody has seen to it; None for other errors."""
-    if isinstance(error, StateError | StorageFullError):
+    if isinstance(error, StateError | StorageFullError | FileStoreError):
         return str(error)
     if isinstance(error, OSError) and is_full(error):
         return f"{error.filename or 'the data folder'} must have room for another file but its disk is full"
@@ -359,7 +369,7 @@ def _search(
     champion = None
     if not interrupted:
         try:
-            champion = _champion(plan, rows, summary, settings, listener, notes)
+            champion = _champion(plan, rows, summary, Registry(database, settings), settings, listener, notes)
         except KeyboardInterrupt:
             interrupted = True
     status: Literal["interrupted", "failed", "complete"]
@@ -430,6 +440,7 @@ def _champion(
     plan: Plan,
     rows: Sequence[TrialRow],
     summary: SearchResult,
+    registry: Registry,
     settings: Settings,
     listener: SearchListener,
     notes: list[str],
@@ -453,11 +464,12 @@ def _champion(
                 _task(plan, plan.roles.selection, settings),
                 plan.roles,
                 plan.dataset,
-                name=summary.name,
+                name=plan.request.model or usable_name(summary.name),
                 search=summary.search_id,
                 evidence=plan.roles.evidence,
                 rate=plan.rate,
-                models_dir=settings.models_dir,
+                registry=registry,
+                scratch_dir=settings.models_dir,
                 scores_file=settings.searches_dir / summary.search_id / "scores.parquet",
                 default_config=load_spaces(["patchcore"])["patchcore"].defaults(),
                 threads=os.cpu_count() or 1,

@@ -1,4 +1,4 @@
-"""Scoring files with the model of a search, or with a saved model by its folder."""
+"""Scoring files with a model: by its folder, its address, or the search that made it."""
 
 from __future__ import annotations
 
@@ -11,38 +11,68 @@ import numpy as np
 import numpy.typing as npt
 
 from autoad.data import decode_image
-from autoad.database import Database
-from autoad.errors import ArtifactError, UnreadableImageError, UsageError
+from autoad.database import Database, Search
+from autoad.errors import ArtifactError, UnknownNameError, UnreadableImageError, UsageError
 from autoad.files import write_atomically
-from autoad.models import Model, draw_heatmap
+from autoad.models import MODELS, Model, draw_heatmap
+from autoad.models.registry import Registry
 from autoad.schema import ScoredPicture, SearchResult
 
 __all__ = ["find_model", "score_pictures"]
 
 
 def find_model(name: str) -> Path:
-    """The folder of a model, given as such or as the name or id of the search that made it.
+    """The folder of a model on this machine.
+
+    Args:
+        name: its folder; the address of a version (``bottle/3``, ``bottle@champion``, ``models:/bottle/3``); a model's
+            name, for its champion or else its newest version; or the name or id of a search, for what that made. What
+            comes first counts.
 
     Raises:
-        UsageError: there is neither.
-        ArtifactError: the search has no champion.
+        UsageError: there is none of these.
+        ArtifactError: the search has no champion, or the version's files are missing or damaged.
     """
     folder = Path(name)
     if (folder / "manifest.json").is_file():
         return folder
     database = Database()
     try:
-        search = database.find_search(name)
-    except UsageError as error:
-        if folder.is_dir():
-            return folder
-        raise UsageError(f"{name!r} is neither the folder of a saved model nor a search: {error}") from error
+        registry = Registry(database)
+        try:
+            version = registry.resolve(name)
+        except UsageError as error:
+            if name.startswith(MODELS):
+                raise
+            unresolved = error
+        else:
+            return registry.open(version.name, version.version)
+        try:
+            search = database.find_search(name)
+        except UsageError as error:
+            if folder.is_dir():
+                return folder
+            raise UsageError(
+                f"{name!r} must be the folder of a saved model, a model or a version of one, or a search, but it is no "
+                f"folder; {str(unresolved).rstrip('.')}; and {error}"
+            ) from error
+        return _of_search(search, registry)
     finally:
         database.close()
+
+
+def _of_search(search: Search, registry: Registry) -> Path:
     champion = SearchResult.model_validate(search.summary | {"status": search.status}).champion
     if champion is None:
         raise ArtifactError(f"the search {search.name!r} has no champion (it is {search.status})")
-    return Path(champion.model)
+    if champion.name is None or champion.version is None:
+        return Path(champion.model)
+    try:
+        return registry.open(champion.name, champion.version)
+    except UnknownNameError as error:
+        raise ArtifactError(
+            f"the search {search.name!r} made {champion.address}, which has been deleted; score with another version"
+        ) from error
 
 
 def score_pictures(
@@ -51,7 +81,7 @@ def score_pictures(
     """Score picture files.
 
     Args:
-        model_name: folder of a model, or name or id of a search.
+        model_name: as :func:`find_model` takes it.
         pictures: files.
         heatmaps: folder for heatmap files; None for none.
 

@@ -63,7 +63,7 @@ def test_the_threshold_keeps_its_promise_on_the_calibration_pictures(
 
 
 def test_the_artifact_holds_no_code(folder: Path) -> None:
-    assert sorted(os.listdir(folder)) == ["README.md", "manifest.json", "model.safetensors"]
+    assert sorted(os.listdir(folder)) == ["README.md", "manifest.json", "model.safetensors", "parity.parquet"]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["schema_version"] == 1
     assert len(manifest["members"]) == 1

@@ -270,7 +270,7 @@ class Patient:
         assert result.champion is not None
         assert (result.champion.trial, result.champion.config) == (best.trial, best.config)
         assert {row.trial for row in result.leaderboard} == set(self.rows())
-        manifest = json.loads((self.settings.models_dir / self.name / "manifest.json").read_text())
+        manifest = json.loads((Path(result.champion.model) / "manifest.json").read_text())
         assert manifest["provenance"]["trial"] == best.trial
 
     def end(self) -> None:

@@ -60,6 +60,11 @@ def test_what_is_given_changes_and_what_is_not_stays() -> None:
     assert (request.patience, request.address) == (7, "new:1")
 
 
+def test_a_resumed_search_makes_a_version_of_the_same_model() -> None:
+    assert read_request(search(model="bottle"), ROWS, trials=1).model == "bottle"
+    assert read_request(search(), ROWS).model == "", "from before models had versions"
+
+
 def test_a_search_of_an_earlier_version_is_refused() -> None:
     old = search()
     del old.request["spaces_sha256"]

@@ -22,8 +22,9 @@ import sqlalchemy
 from autoad.data import Roles
 from autoad.database import Database, is_gone, this_process
 from autoad.database._records import utc_now
-from autoad.errors import LeaseLostError, StateError, StorageFullError, UsageError
-from autoad.schema import TrialRow
+from autoad.errors import FileStoreError, LeaseLostError, StateError, StorageFullError, UsageError
+from autoad.models.registry import Registry
+from autoad.schema import Champion, TrialRow
 from autoad.search import champion, cluster
 from autoad.search.champion import RefitError
 from autoad.search.cluster import LocalWorkers
@@ -33,6 +34,7 @@ from autoad.search.recovery import outstanding, recover_lost_searches
 from autoad.search.run import _what_can_be_mended
 from autoad.search.space import load_spaces
 from autoad.settings import Settings
+from tests.models.registering import make_artifact
 
 SPACES = load_spaces(["dfm", "stfpm"])
 
@@ -224,6 +226,7 @@ def test_what_can_be_mended_leaves_the_search_to_be_resumed(tmp_path: Path) -> N
     full = OSError(errno.ENOSPC, "No space left on device", "somewhere")
     assert _what_can_be_mended(full) == "somewhere must have room for another file but its disk is full"
     assert "room for another file" in str(_what_can_be_mended(StorageFullError(tmp_path, 0, 0)))
+    assert _what_can_be_mended(FileStoreError("the file store is away")) == "the file store is away"
     assert _what_can_be_mended(StateError("no worker comes up")) == "no worker comes up"
     locked = sqlalchemy.exc.OperationalError("UPDATE", {}, sqlite3.OperationalError("database is locked"))
     assert "cannot be reached (database is locked)" in str(_what_can_be_mended(locked))
@@ -231,32 +234,62 @@ def test_what_can_be_mended_leaves_the_search_to_be_resumed(tmp_path: Path) -> N
     assert _what_can_be_mended(ValueError("a bug")) is None
 
 
+def finish(registry: Registry, settings: Settings, trial: int, said: list[str]) -> Champion:
+    """Finish a trial of the search ``s`` as a version of ``bottle``; there is nothing that it could be fitted on."""
+    dataset: Any = SimpleNamespace(hash="h", counts=dict)
+    return champion.finish_champion(
+        TrialRow(trial=trial, algorithm="dfm", config={"stage": 2}, status="complete"),
+        cast(Any, None),
+        Roles((), (), (), (), "labelled"),
+        dataset,
+        name="bottle",
+        search="s",
+        evidence="labelled",
+        rate=0.1,
+        registry=registry,
+        scratch_dir=settings.models_dir,
+        scores_file=settings.data_dir / "scores",
+        default_config={},
+        threads=1,
+        say=said.append,
+        note=said.append,
+    )
+
+
+def test_what_a_killed_process_has_registered_is_taken_as_it_is(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    """It was killed before it could say so in the search's row; another trial of the search is another matter."""
+    registry = Registry(database, settings)
+    registry.register(make_artifact(tmp_path / "new", search="s", trial=4), "bottle")
+    said: list[str] = []
+    found = finish(registry, settings, 4, said)
+    assert said == ["trial 4 (dfm) has already been finished as bottle/1"]
+    assert (found.name, found.version, found.trial, found.config) == ("bottle", 1, 4, {"stage": 2})
+    assert found.model == str(registry.open("bottle", 1))
+    assert (found.threshold, found.false_positive_rate) == (1.5, 0.1)
+    assert (found.validation.image_auroc, found.test.image_auroc, found.test.image_auroc_low) == (0.75, 0.625, 0.5)
+    with pytest.raises(RefitError, match="trial 5"):
+        finish(registry, settings, 5, said)
+    assert len(registry.model("bottle").versions) == 1
+
+
 @pytest.mark.parametrize(
     ("error", "raised"), [(OSError(errno.ENOSPC, "full"), OSError), (ValueError("too few pictures"), RefitError)]
 )
 def test_a_full_disk_is_no_fault_of_the_champion(
-    error: Exception, raised: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception,
+    raised: type[Exception],
+    tmp_path: Path,
+    database: Database,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
+    def fail(folder: Path, *_: object, **__: object) -> None:
+        folder.mkdir(parents=True)
         raise error
 
     monkeypatch.setattr(champion, "fit_model", fail)
-    dataset: Any = SimpleNamespace(hash="h", counts=dict)
     with pytest.raises(raised):
-        champion.finish_champion(
-            TrialRow(trial=0, algorithm="dfm", config={}, status="complete"),
-            cast(Any, None),
-            Roles((), (), (), (), "labelled"),
-            dataset,
-            name="n",
-            search="s",
-            evidence="labelled",
-            rate=0.1,
-            models_dir=tmp_path,
-            scores_file=tmp_path / "scores",
-            default_config={},
-            threads=1,
-            say=lambda _: None,
-            note=lambda _: None,
-        )
-    assert not list(tmp_path.iterdir())
+        finish(Registry(database, settings), settings, 0, [])
+    assert list(settings.models_dir.iterdir()) == []

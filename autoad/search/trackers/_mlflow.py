@@ -117,7 +117,7 @@ class MlflowTracker:
             self._log(
                 self._parent,
                 {name: value for name, value in named.items() if value is not None},
-                tags={"autoad.champion": result.champion.algorithm, "autoad.model": result.champion.model},
+                tags={"autoad.champion": result.champion.algorithm, "autoad.model": result.champion.address},
             )
         self._client.log_text(self._parent, result.model_dump_json(indent=2), "result.json")
         self._client.set_terminated(self._parent, _SEARCH_STATUS[result.status])
