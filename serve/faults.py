@@ -1,6 +1,6 @@
 """What goes wrong, as replies: one JSON shape for everything.
 
-``{"error": {"code": ..., "message": ..., "hint": ..., "details": [...]}}``; hint and details where there are any.
+``{"error": {"code": ..., "message": ..., "hint": ..., "details": [...]}}``; hint and details only where there are any.
 What a client cannot mend (a damaged file, a database out of reach) is told to the log, with its paths and addresses;
 the reply only says that it is so.
 """

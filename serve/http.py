@@ -183,7 +183,8 @@ def create_app(
         request_id = _request_id(request)
         pictures = await read_pictures(request, options)
         read = 1000 * (time.perf_counter() - started)
-        limiter.take((identity.project, identity.name), len(pictures))
+        if not identity.internal:  # or no promotion would pass its check where keys may ask for little
+            limiter.take((identity.project, identity.name), len(pictures))
         answer = await scorer.score(identity.project, name, pictures, wanted=version, request_id=request_id)
         total = 1000 * (time.perf_counter() - started)
         arguments = (answer, name, scorer.replica, request_id, map, read, total)

@@ -2,7 +2,8 @@
 
 A factory has a hundred product variants and one backbone. Models that use the same backbone, weights, image size,
 engine and precision share one instance for each *deepest stage* they need: deeper layers would cost the others time.
-Features are the same to the last bit whichever stages are asked for with them, so a model scores as it does alone.
+Features are the same to the last bit whichever stages are asked for with them, so a model scores as it does alone
+(torch's, unlike OpenVINO's, depend on the number of threads).
 An instance gives the stages that somebody has needed and no others, because each one's map has to be reordered and
 copied; whoever needs another has it compiled anew.
 """

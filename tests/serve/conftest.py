@@ -138,6 +138,11 @@ class Plane:
         self.registry.delete(name, version, reason=reason, actor=actor, project=project)
 
 
+@pytest.fixture(scope="session")
+def plane() -> type[Plane]:
+    return Plane
+
+
 @dataclasses.dataclass(frozen=True)
 class Service:
     """An application that runs, and what it stands on."""
@@ -148,6 +153,7 @@ class Service:
     plane: Plane
     registry: Registry
     keys: Keys
+    secret: str
 
 
 Serve = Callable[..., None]
@@ -163,14 +169,14 @@ def serve(database: Database, registry: Registry) -> Serve:
             scorer = Scorer(registry, chosen, "r1")
             plane = Plane(registry, scorer)
             keys = Keys(database)
-            authenticator = Authenticator(keys, database.project, loopback=True, fresh_seconds=0.05)
+            authenticator = Authenticator(keys, database.project, loopback=True, internal="made-up", fresh_seconds=0.05)
             app = create_app(scorer, registry, plane, authenticator, chosen)
             transport = httpx2.ASGITransport(app=app, raise_app_exceptions=raise_errors)
             async with (
                 app.router.lifespan_context(app),
                 httpx2.AsyncClient(transport=transport, base_url="http://replica") as client,
             ):
-                await main(Service(app, client, scorer, plane, registry, keys))
+                await main(Service(app, client, scorer, plane, registry, keys, "made-up"))
 
         asyncio.run(within())
 

@@ -26,6 +26,7 @@ from autoad.errors import (
 )
 from autoad.models import Model
 from autoad.serve import faults
+from autoad.serve.auth import internal_key
 from autoad.serve.faults import ErrorReply
 from autoad.serve.http import describe_api
 
@@ -190,6 +191,8 @@ def test_what_is_wrong_with_a_request(plant: Any, serve: Serve, bomb: bytes) -> 
             await post(SCORE, content=data, headers=PNG, params={"version": "v" * 101}),
             await post("/v1/models/.hidden/score", content=data, headers=PNG),
             await post("/v1/models/gravel/promote", json={"version": 0}),
+            await post("/v1/models/gravel/promote", json={"version": 10**30}),
+            await post("/v1/models/gravel/promote", json={"reason": "a\0b"}),
             await post("/v1/models/gravel/promote", json={"canary": 1}),
             await post("/v1/models/gravel/promote", json={"unknown": 1}),
             await post("/v1/models/gravel/promote", content=b"{"),
@@ -360,6 +363,11 @@ def test_a_key_has_its_rate(plant: Any, serve: Serve) -> None:
         reply = await service.client.post(SCORE, content=plant.pictures[0], headers=PNG)
         check_error(reply, 429, "rate_exceeded")
         assert 20 <= int(reply.headers["Retry-After"]) <= 21  # two too many, at a tenth a second
+        # The server itself, which sends what is to be promoted its parity pictures, has no rate.
+        own = {"Authorization": f"Bearer {internal_key(service.secret, 'default')}"}
+        for _ in range(3):
+            reply = await service.client.post(SCORE, content=plant.pictures[0], headers=PNG | own)
+            assert reply.status_code == 200
 
     serve(main, rate=0.1)
 

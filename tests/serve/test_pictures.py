@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from autoad.errors import AutoADError, UsageError
+from autoad.errors import UsageError
 from autoad.serve.faults import RequestTooLargeError, UnsupportedError
 from autoad.serve.options import ServeOptions
 from autoad.serve.pictures import read_pictures
@@ -131,10 +131,12 @@ def test_a_body_that_is_not_what_it_says_is_refused(body: bytes, kind: str, reas
 
 @pytest.mark.parametrize("charset", ["idna", "zlib", "undefined", "no-such", "utf-16", "rot13", "\x80"])
 def test_a_forms_charset_cannot_break_it(charset: str) -> None:
+    outcome: object
     try:
-        assert read(form(b"one"), f"{FORM}; charset={charset}") == [b"one"]
-    except AutoADError as error:
-        assert "form cannot be read" in str(error)
+        outcome = read(form(b"one"), f"{FORM}; charset={charset}")
+    except UsageError as error:
+        outcome = str(error)
+    assert outcome in ([b"one"], "the form cannot be read: it is damaged")
 
 
 def test_too_many_pictures_are_refused() -> None:

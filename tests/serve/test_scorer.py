@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from autoad.errors import ArtifactError, StateError, UnknownNameError, UnreadableImageError
+from autoad.features import EnginePool
 from autoad.models import Model
 from autoad.schema import RouteEntry
 from autoad.serve.options import ServeOptions
@@ -309,8 +310,10 @@ def test_only_so_many_champions_are_loaded_beforehand(plant: Any) -> None:
 
 
 def test_a_shadow_scores_what_has_been_answered_and_is_counted(plant: Any) -> None:
-    one, other = (Model.load(plant.folder(name, 1)) for name in ("gravel", "belt"))
-    expected = [one.score(data).is_anomalous == other.score(data).is_anomalous for data in plant.pictures[:8]]
+    pool = EnginePool()
+    models = [Model.load(plant.folder(name, 1), engines=pool) for name in ("gravel", "belt")]
+    answers = [list(model.score_many(plant.pictures[:8])) for model in models]
+    expected = [one.is_anomalous == other.is_anomalous for one, other in zip(*answers, strict=True)]
 
     class Crossed(Routes):
         """Version 9 of ``gravel`` is ``belt`` 1, whose verdicts are others."""
