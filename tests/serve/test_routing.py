@@ -70,4 +70,4 @@ def test_another_projects_models_are_neither_found_nor_named() -> None:
     for name in ("gravel", "no-such"):
         with pytest.raises(UnknownNameError) as caught:
             choose_version(routes, "other", name, None, "r")
-        assert str(caught.value) == f"unknown model {name!r}. Choices: ."
+        assert str(caught.value) == f"unknown model {name!r}. There is none yet."
