@@ -1,36 +1,71 @@
-"""``autoad models`` and ``autoad delete``."""
+"""``autoad models`` and ``autoad delete``, and how a search names its model."""
 
 from __future__ import annotations
 
 import getpass
 import json
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pytest
 
+from autoad.cli import main
 from autoad.database import Database
+from autoad.models import read_manifest
 from autoad.models.registry import Registry
+from autoad.search import load_result
 from autoad.settings import Settings
 from tests.conftest import Run
 from tests.models.registering import make_artifact
 
 
+class Done(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+
+
+Command = Callable[..., Done]
+
+
 @pytest.fixture
-def run(autoad: Run, tmp_path: Path) -> Callable[..., Any]:
-    """Runs the command line over three versions of ``bottle``, of which 1 is the champion, and one of ``tire``."""
-    settings = Settings(data_dir=tmp_path / "state")
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("AUTOAD_DATA_DIR", str(tmp_path / "state"))
+    return Settings()
+
+
+@pytest.fixture
+def run(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command line in this process."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def command(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["autoad", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        assert code is None or isinstance(code, int)
+        return Done(code or 0, *capsys.readouterr())
+
+    return command
+
+
+@pytest.fixture
+def models(settings: Settings, tmp_path: Path) -> Iterator[Registry]:
+    """Three versions of ``bottle``, of which 1 is the champion, and one of ``tire``."""
     database = Database(settings)
     registry = Registry(database, settings)
     for trial, name in enumerate(["bottle", "bottle", "bottle", "tire"]):
         registry.register(make_artifact(tmp_path / "new", trial=trial), name)
     registry.promote("bottle", 1, reason="finds [all] scratches", actor="ann")
+    yield registry
     database.close()
-    return lambda *arguments: autoad(*arguments, AUTOAD_DATA_DIR=str(tmp_path / "state"))
 
 
-def test_models_are_listed_and_one_is_described(run: Callable[..., Any]) -> None:
+def test_models_are_listed_and_one_is_described(run: Command, models: Registry) -> None:
     entries = json.loads(run("models", "--json").stdout)
     assert [(e["name"], len(e["versions"]), e["route"]["champion"]) for e in entries] == [
         ("bottle", 3, 1),
@@ -51,69 +86,79 @@ def test_models_are_listed_and_one_is_described(run: Callable[..., Any]) -> None
     assert "finds [all] scratches" in shown, "brackets are no markup"
     assert "autoad promote tire" in run("models", "tire").stdout
     missing = run("models", "bottel")
-    assert missing.returncode == 2
+    assert missing.code == 2
     assert "Did you mean 'bottle'" in missing.stderr
 
 
-def test_a_version_is_deleted_with_its_reason_unless_it_answers(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_version_is_deleted_with_its_reason_unless_it_answers(
+    run: Command, models: Registry, settings: Settings
+) -> None:
     refused = run("delete", "bottle", 1)
-    assert refused.returncode == 2
+    assert refused.code == 2
     assert "version 1 of 'bottle' is champion and cannot be deleted" in refused.stderr
-    assert json.loads(run("delete", "bottle", 3, "--reason", "a try", "--json").stdout) == {
-        "name": "bottle",
-        "version": 3,
-    }
+    deleted = json.loads(run("delete", "bottle", 3, "--reason", "a try", "--json").stdout)
+    assert deleted == {"name": "bottle", "version": 3}
     assert run("delete", "bottle", 2).stdout == "bottle: version 2 is deleted\n"
-    assert [folder.name for folder in (tmp_path / "state/models/default/bottle").iterdir()] == ["1"]
-    model = json.loads(run("models", "bottle", "--json").stdout)
-    assert [version["version"] for version in model["versions"]] == [1]
-    told = [(line["action"], line["before"], line["reason"], line["actor"]) for line in model["history"]]
+    assert [folder.name for folder in (settings.models_dir / "bottle").iterdir()] == ["1"]
+    model = models.model("bottle")
+    assert [version.version for version in model.versions] == [1]
+    told = [(line.action, line.before, line.reason, line.actor) for line in model.history]
     assert told[:2] == [("delete", 2, "", getpass.getuser()), ("delete", 3, "a try", getpass.getuser())]
     again = run("delete", "bottle", 3)
-    assert again.returncode == 2
+    assert again.code == 2
     assert "unknown version of 'bottle' '3'. Choices: 1" in again.stderr
 
 
-def test_no_model_yet_says_how_to_make_one(autoad: Run, tmp_path: Path) -> None:
-    done = autoad("models", AUTOAD_DATA_DIR=str(tmp_path))
-    assert done.returncode == 0
-    assert "autoad search --data" in done.stdout
-    assert autoad("models", "--json", AUTOAD_DATA_DIR=str(tmp_path)).stdout == "[]\n"
-    missing = autoad("models", "x", AUTOAD_DATA_DIR=str(tmp_path))
-    assert (missing.returncode, "There is none yet" in missing.stderr) == (2, True)
+def test_no_model_yet_says_how_to_make_one(run: Command) -> None:
+    listed = run("models")
+    assert (listed.code, "autoad search --data" in listed.stdout) == (0, True)
+    assert run("models", "--json").stdout == "[]\n"
+    missing = run("models", "x")
+    assert (missing.code, "There is none yet" in missing.stderr) == (2, True)
 
 
-def test_a_second_search_makes_the_next_version(autoad: Run, demo: Path, state: Path) -> None:
-    def search(name: str, *more: object) -> Any:
-        return autoad(
-            *("search", "--data", demo, "--name", name, "--trials", 1, "--algorithms", "dfkde", "--json", *more)
-        )
+def test_a_search_does_not_add_to_a_model_that_it_does_not_name(run: Command, models: Registry, demo: Path) -> None:
+    wanted = ("search", "--data", demo, "--algorithms", "dfkde", "--trials", 1)
+    taken = run(*wanted, "--name", "bottle")
+    assert taken.code == 2
+    assert "there is a model named 'bottle' already; choose another --name, and give --model bottle" in taken.stderr
+    kept = run("search", "--resume", "bottle", "--model", "tire")
+    assert kept.code == 2
+    assert "--model cannot be changed" in kept.stderr
+    listed = run("searches", "--json")
+    assert listed.stdout == "[]\n", "nothing was begun"
 
-    results = []
-    for name in ("first pair", "second pair"):
-        done = search(name, "--model", "pair")
-        assert done.returncode == 0, done.stderr
-        results.append(json.loads(done.stdout))
-    for version, result in enumerate(results, start=1):
-        champion = result["champion"]
-        assert (champion["name"], champion["version"]) == ("pair", version)
-        assert champion["model"] == str(state / "models" / "default" / "pair" / str(version))
-    versions = json.loads(autoad("models", "pair", "--json").stdout)["versions"]
-    assert [version["search"] for version in versions] == [result["search_id"] for result in results[::-1]]
-    shown = autoad("leaderboard", "first pair").stdout
-    assert "model: pair/1 (models:/pair/1) in " in shown
-    assert "autoad score pair/1 PICTURE" in shown
-    assert "autoad serve, and then autoad promote pair --version 1" in shown
-    picture = sorted((demo / "test" / "good").iterdir())[0]
-    for model, version in (("first pair", "1"), ("pair/1", "1"), ("pair", "2"), ("models:/pair/2", "2")):
-        scored = json.loads(autoad("score", model, picture, "--no-heatmaps", "--json").stdout)
-        assert Path(scored[0]["model"]).name == version
-    taken = search("pair")
-    assert taken.returncode == 2
-    assert "there is a model named 'pair' already; choose another --name, and give --model pair" in taken.stderr
-    taken = search("second pair", "--model", "pair")
+
+def test_a_search_makes_the_next_version_of_the_model_that_it_names(
+    autoad: Run, demo: Path, state: Path, tmp_path: Path
+) -> None:
+    settings = Settings(data_dir=state)
+    database = Database(settings)
+    registry = Registry(database, settings)
+    registry.register(make_artifact(tmp_path / "new"), "pair")
+    wanted = ("search", "--data", demo, "--name", "second pair", "--model", "pair")
+    done = autoad(*wanted, "--trials", 1, "--algorithms", "dfkde")
+    assert done.returncode == 0, done.stderr
+    champion = load_result("second pair", settings).champion
+    assert champion is not None
+    assert (champion.name, champion.version, champion.address) == ("pair", 2, "pair/2")
+    assert champion.model == str(registry.open("pair", 2)) == str(state / "models" / "default" / "pair" / "2")
+    manifest = read_manifest(Path(champion.model))
+    assert manifest.name == "pair"
+    newest = registry.resolve("pair")
+    assert (newest.version, newest.search) == (2, load_result("second pair", settings).search_id)
+    assert newest.test is not None
+    assert newest.test.image_auroc == champion.test.image_auroc
+    for told in (
+        f"model: pair/2 (models:/pair/2) in {champion.model}\n",
+        "autoad score pair/2 PICTURE",
+        "autoad serve, and then autoad promote pair --version 2",
+    ):
+        assert told in done.stdout
+    report = (state / "searches" / newest.search / "report.html").read_text()
+    assert "autoad score pair/2 PICTURE" in report
+    assert not list((state / "models" / "default").glob(".*")), "nothing half made is left"
+    database.close()
+    taken = autoad(*wanted, "--trials", 1)
     assert taken.returncode == 2
     assert "there is a search named 'second pair' already; choose another --name, and give --model pair" in taken.stderr
-    kept = autoad("search", "--resume", "second pair", "--model", "other")
-    assert kept.returncode == 2
-    assert "--model cannot be changed" in kept.stderr
