@@ -104,6 +104,12 @@ class ModelCache:
         """
         await self._get(key)
 
+    def forget(self, key: ModelKey) -> None:
+        """Give a model up, unless it is in use: it may have been deleted."""
+        held = self._held.get(key)
+        if held is not None and not held.users:
+            del self._held[key]
+
     async def _get(self, key: ModelKey) -> _Held:
         held = self._held.get(key)
         if held is not None:

@@ -252,6 +252,9 @@ class Scorer:
         for owner, route in routes.items():
             if route == self._routes.get(owner):
                 continue
+            for key in self._cache.keys:  # versions that the route has nothing to do with may have been deleted
+                if (key.project, key.name) == owner and key not in self._needed:
+                    self._cache.forget(key)
             before = self._adopting.pop(owner, None)
             if before is not None:
                 before.cancel()

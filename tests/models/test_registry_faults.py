@@ -69,7 +69,7 @@ for project, folder in zip(sys.argv[1::2], sys.argv[2::2]):
 
 # Children that begin in the same moment; each is given what to do as one argument.
 AT_ONCE = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from autoad.database import Database
 from autoad.models.registry import Registry
@@ -91,6 +91,7 @@ for work in sys.argv[2:]:
         os.read(go[0], 1)  # until the parent closes it
         for one in work.split(","):
             {"promote": promote, "register": register}[sys.argv[1]](registry, one)
+            time.sleep(0.01)  # or one may be through before the next is let onto a processor
         os._exit(0)
 for _ in children:
     os.read(ready[0], 1)
@@ -245,7 +246,7 @@ def test_versions_registered_at_once_get_numbers_of_their_own(
     one = settings.model_copy(update={"project": "at once"})
     opened(one)  # makes the tables
     code = AT_ONCE.replace("Database()", "Database(Settings(project='at once'))")
-    code = code.replace("import os, sys", "import os, sys\nfrom autoad.settings import Settings")
+    code = code.replace("import os, sys, time", "import os, sys, time\nfrom autoad.settings import Settings")
     assert run(code, settings, "register", *(",".join(map(str, folders)) for folders in its.values())) == "0\n"
     registry = opened(one)
     versions = registry.model("bottle").versions
