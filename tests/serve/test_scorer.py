@@ -459,3 +459,16 @@ def test_a_lane_that_has_died_is_noticed(plant: Any) -> None:
             scorer.check()
 
     run(Routes(plant, gravel={"champion": 1}), main)
+
+
+def test_a_version_that_has_been_deleted_answers_no_more(plant: Any) -> None:
+    async def main(routes: Routes, scorer: Scorer) -> None:
+        assert (await ask(scorer, plant.pictures[0], "1")).version == 1
+        routes.failures["gravel/1"] = UnknownNameError("version of 'gravel'", "1", ["2"])
+        routes.set("gravel", previous=None, shadow=None)  # any change of the route: deleting is one
+        await until(lambda: scorer.routes[P, "gravel"].previous is None)
+        with pytest.raises(UnknownNameError, match="version of 'gravel' '1'"):
+            await ask(scorer, plant.pictures[0], "1")
+        assert (await ask(scorer, plant.pictures[0])).version == 2
+
+    run(Routes(plant, gravel={"champion": 2, "previous": 1}), main)
