@@ -24,10 +24,11 @@ from autoad.schema import ModelEntry, PromoteRequest, PromotionResult, ReasonReq
 from autoad.schema import Scope as KeyScope
 from autoad.serve import faults
 from autoad.serve.auth import Identity
+from autoad.serve.batching import QueueFullError
 from autoad.serve.faults import ErrorReply
 from autoad.serve.manual import draw_manual
 from autoad.serve.options import ServeOptions
-from autoad.serve.pictures import read_pictures
+from autoad.serve.pictures import BodyBudget, read_pictures
 from autoad.serve.rates import RateLimiter
 from autoad.serve.replies import MapFormat, ScoreReply, make_reply
 from autoad.serve.scorer import Scorer
@@ -150,6 +151,7 @@ def create_app(
     app.add_middleware(_Limited)
     app.add_middleware(_Counted, count=scorer.metrics.count_request)
     limiter = RateLimiter(options.rate)
+    bodies = BodyBudget(int(options.max_held_bytes))
 
     def may(scope: KeyScope) -> Any:
         async def check(request: Request) -> Identity:  # async, or FastAPI would give it a thread
@@ -181,15 +183,20 @@ def create_app(
         """Verdict, score and regions of each picture, all by one version, which the reply names."""
         started = time.perf_counter()
         request_id = _request_id(request)
-        pictures = await read_pictures(request, options)
-        read = 1000 * (time.perf_counter() - started)
-        if not identity.internal:  # or no promotion would pass its check where keys may ask for little
-            limiter.take((identity.project, identity.name), len(pictures))
-        answer = await scorer.score(identity.project, name, pictures, wanted=version, request_id=request_id)
-        total = 1000 * (time.perf_counter() - started)
-        arguments = (answer, name, scorer.replica, request_id, map, read, total)
-        # Maps take milliseconds to encode, which others should not wait for.
-        body = make_reply(*arguments) if map == "none" else await asyncio.to_thread(make_reply, *arguments)
+        if scorer.pending >= options.max_queue:  # whatever it brings would be refused, so it need not be read
+            raise QueueFullError(
+                f"{scorer.pending} pictures are waiting and at most {options.max_queue} may; try again in a moment"
+            )
+        with bodies.hold() as take:
+            pictures = await read_pictures(request, options, take)
+            read = 1000 * (time.perf_counter() - started)
+            if not identity.internal:  # or no promotion would pass its check where keys may ask for little
+                limiter.take((identity.project, identity.name), len(pictures))
+            answer = await scorer.score(identity.project, name, pictures, wanted=version, request_id=request_id)
+            total = 1000 * (time.perf_counter() - started)
+            arguments = (answer, name, scorer.replica, request_id, map, read, total)
+            # Maps take milliseconds to encode, which others should not wait for.
+            body = make_reply(*arguments) if map == "none" else await asyncio.to_thread(make_reply, *arguments)
         headers = {"X-Request-Id": request_id, "X-Model-Version": str(answer.version)}
         return Response(body, media_type="application/json", headers=headers)
 

@@ -30,6 +30,8 @@ class ServeOptions(BaseModel):
         max_queue: most pictures that wait in a replica; more are refused with 429.
         max_pictures: of one request.
         max_request_bytes: of one request's body.
+        max_held_bytes: of bodies that a replica holds at once, whoever sent them; more are refused with 429. At least
+            one request's.
         max_pixels: of one picture.
         max_shadow: most pictures that wait to be scored by shadows; more are dropped and counted.
         rate: pictures a second for each API key; None for no limit.
@@ -50,6 +52,7 @@ class ServeOptions(BaseModel):
     max_queue: int = Field(default=256, ge=1)
     max_pictures: int = Field(default=64, ge=1)
     max_request_bytes: ByteSize = Field(default=ByteSize(64 * 2**20), gt=0)
+    max_held_bytes: ByteSize = Field(default=ByteSize(2**30), gt=0)
     max_pixels: int = Field(default=50_000_000, ge=1)
     max_shadow: int = Field(default=64, ge=0)
     rate: float | None = Field(default=None, gt=0)
@@ -61,6 +64,8 @@ class ServeOptions(BaseModel):
     def _fill_in(self) -> Self:
         if self.max_replicas < self.replicas:
             object.__setattr__(self, "max_replicas", self.replicas)
+        if self.max_held_bytes < self.max_request_bytes:  # or the largest request would be told to come again for ever
+            object.__setattr__(self, "max_held_bytes", self.max_request_bytes)
         if not self.threads:
             object.__setattr__(self, "threads", max(1, (os.cpu_count() or 1) // self.replicas))
         return self

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
@@ -14,20 +16,68 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from autoad.errors import UsageError
+from autoad.serve.batching import QueueFullError
 from autoad.serve.faults import RequestTooLargeError, UnsupportedError
 from autoad.serve.options import ServeOptions
 
-__all__ = ["read_pictures"]
+__all__ = ["BodyBudget", "read_pictures"]
 
 _RAW = ("image/", "application/octet-stream")
 _DIGITS = 18
+_ASIDE = 10**6  # bytes of JSON, which take a millisecond or two to decode
 _COMMAS = 16  # for each picture that may come; base64 has none
 
 
-async def read_pictures(request: Request, options: ServeOptions) -> list[bytes]:
+class BodyBudget:
+    """Bytes of bodies that one replica may hold at once: what each request may bring, many together may not.
+
+    Args:
+        limit: bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes that are held now."""
+        return self._held
+
+    @contextmanager
+    def hold(self) -> Iterator[Callable[[int], None]]:
+        """A request's share, given back when the context ends; called with the bytes that have arrived.
+
+        Raises:
+            QueueFullError: (when called) there is no room for them; they are not counted.
+        """
+        mine = 0
+
+        def take(size: int) -> None:
+            nonlocal mine
+            if self._held + size > self._limit:
+                raise QueueFullError(
+                    f"requests of {self._held} bytes are held and at most {self._limit} may be; try again in a moment"
+                )
+            self._held += size
+            mine += size
+
+        try:
+            yield take
+        finally:
+            self._held -= mine
+
+
+async def read_pictures(request: Request, options: ServeOptions, take: Callable[[int], None]) -> list[bytes]:
     """The encoded pictures of a request; nothing of it ever touches the disk.
 
+    Args:
+        request: whose body has not been read.
+        options: limits.
+        take: told of the bytes of each chunk that has arrived, before it is kept.
+
     Raises:
+        QueueFullError: other requests' bodies take the room.
         RequestTooLargeError: it has more bytes or pictures than a request may have.
         UnsupportedError: its body is none of the three.
         UsageError: the body is not what its Content-Type says, or holds no picture.
@@ -39,11 +89,12 @@ async def read_pictures(request: Request, options: ServeOptions) -> list[bytes]:
             "a picture must come as image/*, application/octet-stream, multipart/form-data or application/json but "
             f"got {kind[:100]!r}"
         )
-    body = await _read(request, int(options.max_request_bytes))
+    body = await _read(request, int(options.max_request_bytes), take)
     if is_form:
         pictures = await _from_form(request, body, options)
-    elif is_json:
-        pictures = _from_json(body, options)
+    elif is_json:  # much of it in a thread, or all other requests would wait
+        aside = len(body) > _ASIDE
+        pictures = await asyncio.to_thread(_from_json, body, options) if aside else _from_json(body, options)
     else:
         pictures = [body]
     if not pictures or not all(pictures):
@@ -55,7 +106,7 @@ async def read_pictures(request: Request, options: ServeOptions) -> list[bytes]:
     return pictures
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def _read(request: Request, limit: int, take: Callable[[int], None]) -> bytes:
     length = request.headers.get("Content-Length", "")
     if length.isascii() and length.isdigit() and (len(length) > _DIGITS or int(length) > limit):
         raise RequestTooLargeError(f"the request has {length[:_DIGITS]} bytes but at most {limit} are read")
@@ -66,6 +117,7 @@ async def _read(request: Request, limit: int) -> bytes:
             size += len(chunk)
             if size > limit:
                 raise RequestTooLargeError(f"the request has more than {limit} bytes, which is the most that is read")
+            take(len(chunk))
             chunks.append(chunk)
     except ClientDisconnect as error:
         raise UsageError("the request ended before its body did") from error

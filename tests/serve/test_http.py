@@ -395,6 +395,45 @@ def test_a_full_queue_says_so(plant: Any, serve: Serve, monkeypatch: pytest.Monk
     serve(main, max_queue=4)
 
 
+@pytest.mark.parametrize("limit", [{"max_queue": 1}, {"max_request_bytes": 40_000, "max_held_bytes": 40_000}], ids=str)
+def test_bodies_are_not_read_without_end(
+    plant: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch, limit: dict[str, int]
+) -> None:
+    hold = threading.Event()
+    measure = Model.measure
+
+    def slow(self: Model, *arguments: Any) -> Any:
+        assert hold.wait(20)
+        return measure(self, *arguments)
+
+    monkeypatch.setattr(Model, "measure", slow)
+    chunk = bytes(1000)
+    picture = plant.pictures[0]
+    assert 20_000 < len(picture) < 40_000
+    read = 0
+
+    async def large() -> Any:
+        nonlocal read
+        for _ in range(39):
+            read += len(chunk)
+            yield chunk
+
+    async def main(service: Any) -> None:
+        first = asyncio.create_task(service.client.post(SCORE, content=picture, headers=PNG))
+        while service.scorer.pending < 1:
+            await asyncio.sleep(0.01)
+        check_error(await service.client.post(SCORE, content=large(), headers=PNG), 429, "queue_full")
+        hold.set()
+        assert (await first).status_code == 200
+        assert (await service.client.post(SCORE, content=picture, headers=PNG)).status_code == 200  # all is given back
+
+    serve(main, **limit)
+    if "max_queue" not in limit:
+        assert len(picture) + read < 42_000
+    else:
+        assert read == 0
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -4,17 +4,19 @@ import asyncio
 import base64
 import json
 import tempfile
+import threading
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from starlette.requests import Request
 
 from autoad.errors import UsageError
+from autoad.serve.batching import QueueFullError
 from autoad.serve.faults import RequestTooLargeError, UnsupportedError
 from autoad.serve.options import ServeOptions
-from autoad.serve.pictures import read_pictures
+from autoad.serve.pictures import BodyBudget, read_pictures
 
 OPTIONS = ServeOptions(max_pictures=3, max_request_bytes=100_000)
 
@@ -25,6 +27,7 @@ def read(
     *,
     options: ServeOptions = OPTIONS,
     disconnect: bool = False,
+    take: Callable[[int], object] = lambda _: None,
     **headers: str,
 ) -> list[bytes]:
     """What is read of a request whose body comes in these chunks."""
@@ -44,7 +47,7 @@ def read(
         return messages.pop(0)
 
     request = Request({"type": "http", "method": "POST", "path": "/", "headers": raw, "query_string": b""}, receive)
-    return asyncio.run(read_pictures(request, options))
+    return asyncio.run(read_pictures(request, options, take))
 
 
 def form(*parts: bytes, end: bytes = b"--edge--\r\n") -> bytes:
@@ -196,3 +199,41 @@ def test_json_of_millions_of_things_takes_no_more_memory_than_its_bytes(item: by
         assert tracemalloc.get_traced_memory()[1] < len(body) + 2**20
     finally:
         tracemalloc.stop()
+
+
+def test_a_budget_is_taken_chunk_by_chunk_and_given_back() -> None:
+    budget = BodyBudget(10)
+    with budget.hold() as take, budget.hold() as other:
+        assert read([b"abc", b"de"], take=take) == [b"abcde"]
+        assert budget.held == 5
+        with pytest.raises(QueueFullError, match="5 bytes are held and at most 10"):
+            read([b"abcdef", b"g"], take=other)
+        assert budget.held == 5  # what did not fit is not counted
+        with pytest.raises(QueueFullError):
+            read([b"abcd", b"ef"], take=other)
+        assert budget.held == 9
+    assert budget.held == 0
+    with pytest.raises(QueueFullError), budget.hold() as take:
+        read([bytes(10), b"x"], take=take)
+    assert budget.held == 0
+
+
+def test_one_request_always_fits_the_budget() -> None:
+    assert ServeOptions(max_request_bytes=2000, max_held_bytes=1000).max_held_bytes == 2000
+    assert ServeOptions().max_held_bytes == 2**30
+
+
+@pytest.mark.parametrize("size", [1000, 1_000_000])
+def test_long_json_is_decoded_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    threads: list[threading.Thread] = []
+    loads = json.loads
+
+    def watched(body: bytes) -> Any:
+        threads.append(threading.current_thread())
+        return loads(body)
+
+    monkeypatch.setattr(json, "loads", watched)
+    picture = bytes(size)
+    body = b'{"pictures": ["' + base64.b64encode(picture) + b'"]}'
+    assert read(body, "application/json", options=ServeOptions()) == [picture]
+    assert [thread is threading.main_thread() for thread in threads] == [size == 1000]
