@@ -109,10 +109,10 @@ class RemoteControl:
             raise outcome
         return outcome
 
-    async def metrics(self) -> bytes:
+    async def metrics(self, project: str | None) -> bytes:
         """The metrics of all replicas: this one's as they are, the others' as they were a second or two ago."""
         try:
-            result: bytes = await self._handle.metrics.remote(self._replica, self._metrics())
+            result: bytes = await self._handle.metrics.remote(self._replica, self._metrics(), project)
         except (RayServeException, RayError) as error:
             raise StateError(f"the control plane does not answer ({type(error).__name__}); try again") from error
         return result
@@ -162,10 +162,10 @@ class ControlPlane:
         """Take down a replica's metrics."""
         self._exposition.take(replica, metrics)
 
-    async def metrics(self, replica: str, metrics: bytes) -> bytes:
-        """All replicas' metrics."""
+    async def metrics(self, replica: str, metrics: bytes, project: str | None) -> bytes:
+        """All replicas' metrics; of models, only this project's, or all projects' for None."""
         self._exposition.take(replica, metrics)
-        return self._exposition.text()
+        return self._exposition.text(project)
 
 
 def _stay_on_loopback(options: ServeOptions) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 __all__ = ["Exposition"]
 
-_KEPT_SECONDS = 15.0
+_KEPT_SECONDS = 30.0  # six reports
 
 
 class Exposition:
@@ -25,27 +26,43 @@ class Exposition:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._said: dict[str, tuple[float, bytes]] = {}
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
 
     def take(self, replica: str, text: bytes) -> None:
-        """Keep what a replica said."""
-        self._said[replica] = (self._clock(), text)
+        """Keep what a replica said, and forget those that have gone."""
+        now = self._clock()
+        for silent in [one for one, (at, _) in self._said.items() if at < now - _KEPT_SECONDS]:
+            del self._said[silent]
+        self._said[replica] = (now, text)
 
-    def text(self) -> bytes:
-        """One document: each family once, with the samples of all replicas."""
-        return generate_latest(self._registry)
+    def text(self, project: str | None = None) -> bytes:
+        """One document: each family once, with the samples of all replicas. May be called from another thread.
+
+        Args:
+            project: samples that belong to another project's models are left out; None for all samples.
+        """
+        oldest = self._clock() - _KEPT_SECONDS
+        texts = [text for at, text in list(self._said.values()) if at >= oldest]
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Joined(texts, project))
+        return generate_latest(registry)
+
+
+class _Joined(Collector):
+    """What several replicas said, less what is said of other projects."""
+
+    def __init__(self, texts: list[bytes], project: str | None) -> None:
+        self._texts = texts
+        self._project = project
 
     def collect(self) -> Iterable[Metric]:
         """What prometheus_client asks for."""
-        oldest = self._clock() - _KEPT_SECONDS
-        self._said = {replica: said for replica, said in self._said.items() if said[0] >= oldest}
         families: dict[str, Metric] = {}
-        for family in self._families():
-            known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-            known.samples.extend(family.samples)
+        for text in self._texts:
+            for family in text_string_to_metric_families(text.decode()):
+                known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                known.samples.extend(
+                    sample
+                    for sample in family.samples
+                    if self._project is None or sample.labels.get("project", self._project) == self._project
+                )
         return families.values()
-
-    def _families(self) -> Iterator[Metric]:
-        for _, text in self._said.values():
-            yield from text_string_to_metric_families(text.decode())

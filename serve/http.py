@@ -94,8 +94,8 @@ class ControlPort(Protocol):
     async def call(self, method: str, *arguments: Any) -> Any:
         """What a method of :class:`autoad.serve.control.Control` returns."""
 
-    async def metrics(self) -> bytes:
-        """The metrics of all replicas."""
+    async def metrics(self, project: str | None) -> bytes:
+        """The metrics of all replicas; of models, only this project's, or all projects' for None."""
 
     def running(self) -> AbstractAsyncContextManager[None]:
         """Entered while the application runs."""
@@ -277,9 +277,11 @@ def create_app(
         summary="Metrics for Prometheus",
         tags=["operation"],
     )
-    async def metrics(identity: Identity = may_score) -> Response:
-        """Counters of all replicas. With API keys it needs one, of scope score."""
-        text = await control.metrics()
+    async def metrics(request: Request, identity: Identity = may_score) -> Response:
+        """Counters of all replicas. With API keys it needs one, of scope score, and tells of its project's models."""
+        # Not by the identity's name, which a key may have, too: without a header only a server without keys answers.
+        has_key = bool(request.headers.get("Authorization", "").strip())
+        text = await control.metrics(identity.project if has_key else None)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/docs", include_in_schema=False)

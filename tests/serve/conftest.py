@@ -21,6 +21,7 @@ from autoad.database import Database, Keys
 from autoad.models.registry import Registry
 from autoad.schema import PromoteRequest, PromotionResult, RouteEntry
 from autoad.serve.auth import Authenticator
+from autoad.serve.exposition import Exposition
 from autoad.serve.http import create_app
 from autoad.serve.options import ServeOptions
 from autoad.serve.scorer import Scorer
@@ -105,8 +106,10 @@ class Plane:
             raise self.failure
         return await asyncio.to_thread(getattr(self, method), *arguments)
 
-    async def metrics(self) -> bytes:
-        return self.scorer.metrics.text()
+    async def metrics(self, project: str | None) -> bytes:
+        exposition = Exposition()
+        exposition.take("r1", self.scorer.metrics.text())
+        return exposition.text(project)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

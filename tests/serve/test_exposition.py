@@ -37,9 +37,27 @@ def test_a_replica_that_says_nothing_is_left_out() -> None:
     now = 0.0
     both = Exposition(lambda: now)
     both.take("a", replica("a", 3))
-    now = 10.0
-    both.take("b", replica("b", 4))
     now = 20.0
+    both.take("b", replica("b", 4))
+    now = 35.0
     text = both.text().decode()
     assert 'replica="b"' in text
     assert 'replica="a"' not in text
+
+
+def test_a_project_sees_its_own_models_and_what_is_nobodys() -> None:
+    registry = CollectorRegistry()
+    pictures = Counter("autoad_pictures", "Pictures scored.", ["replica", "project", "model"], registry=registry)
+    seconds = Histogram("autoad_seconds", "Seconds.", ["replica", "project"], buckets=[1, 2], registry=registry)
+    requests = Counter("autoad_requests", "Requests.", ["replica"], registry=registry)
+    for project in ("mine", "theirs"):
+        pictures.labels("a", project, f"model-of-{project}").inc()
+        seconds.labels("a", project).observe(1.5)
+    requests.labels("a").inc()
+    said = Exposition()
+    said.take("a", generate_latest(registry))
+    everything, mine, nobodys = (said.text(project).decode() for project in (None, "mine", "other"))
+    assert everything.count("theirs") == mine.count("mine") > 4
+    assert mine.splitlines() == [line for line in everything.splitlines() if "theirs" not in line]
+    assert nobodys.splitlines() == [line for line in mine.splitlines() if "mine" not in line]
+    assert 'autoad_requests_total{replica="a"} 1.0' in nobodys

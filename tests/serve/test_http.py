@@ -341,6 +341,13 @@ def test_keys_and_scopes(plant: Any, serve: Serve) -> None:
 
         # Of another project nothing is to be seen: a name that exists and one that does not are alike.
         assert (await ask("GET", "/v1/models", other)).json() == []
+        _, called_local = service.keys.create("local", ["score"], project="other")  # a name that opens nothing
+        await asyncio.sleep(0.1)
+        assert 'model="gravel"' in (await ask("GET", "/metrics", score)).text
+        for key in (other, called_local):
+            text = (await ask("GET", "/metrics", key)).text
+            assert "autoad_requests_total{" in text
+            assert "gravel" not in text
         everything = [("POST", SCORE, picture), ("GET", "/v1/models/gravel", {}), *changes]
         for method, path, options in everything:
             there = await ask(method, path, other, **options)
