@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -34,7 +35,8 @@ __all__ = ["build"]
 _CONTROL = "Control"
 _INGRESS = "Scoring"
 _EVERYWHERE = ("0.0.0.0", "::", "")  # noqa: S104 (only compared with)
-_REPORT_SECONDS = 1.0
+_REPORT_SECONDS = 5.0  # writing them down takes milliseconds
+_logger = logging.getLogger(__name__)
 
 
 def build(options: ServeOptions) -> Application:
@@ -110,9 +112,10 @@ class RemoteControl:
         return outcome
 
     async def metrics(self, project: str | None) -> bytes:
-        """The metrics of all replicas: this one's as they are, the others' as they were a second or two ago."""
+        """The metrics of all replicas: this one's as they are, the others' as they were some seconds ago."""
+        text = await asyncio.to_thread(self._metrics)
         try:
-            result: bytes = await self._handle.metrics.remote(self._replica, self._metrics(), project)
+            result: bytes = await self._handle.metrics.remote(self._replica, text, project)
         except (RayServeException, RayError) as error:
             raise StateError(f"the control plane does not answer ({type(error).__name__}); try again") from error
         return result
@@ -122,9 +125,16 @@ class RemoteControl:
         """Tell the control plane this replica's metrics while the context lasts."""
 
         async def report() -> None:
+            failed = False
             while True:
-                with contextlib.suppress(RayServeException, RayError):  # it is being started again
-                    await self._handle.report.remote(self._replica, self._metrics())
+                try:
+                    text = await asyncio.to_thread(self._metrics)
+                    with contextlib.suppress(RayServeException, RayError):  # it is being started again
+                        await self._handle.report.remote(self._replica, text)
+                except Exception:
+                    if not failed:
+                        _logger.exception("the metrics cannot be told to the control plane; it is tried again")
+                    failed = True
                 await asyncio.sleep(_REPORT_SECONDS)
 
         task = asyncio.create_task(report())
@@ -165,7 +175,7 @@ class ControlPlane:
     async def metrics(self, replica: str, metrics: bytes, project: str | None) -> bytes:
         """All replicas' metrics; of models, only this project's, or all projects' for None."""
         self._exposition.take(replica, metrics)
-        return self._exposition.text(project)
+        return await asyncio.to_thread(self._exposition.text, project)
 
 
 def _stay_on_loopback(options: ServeOptions) -> None:
