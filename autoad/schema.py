@@ -6,9 +6,9 @@ A metric is a fraction between 0 and 1, or None where it cannot be computed (one
 from __future__ import annotations
 
 import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "METRIC_NAMES",
@@ -390,13 +390,19 @@ class PromoteRequest(_Record):
         version: None for the newest.
         reason: kept in the model's history.
         canary: share of the requests, above 0 and below 1, that it is to answer; None to make it the champion.
-        shadow: whether it is to score beside the champion, unseen.
+        shadow: whether it is to score beside the champion, unseen; not with ``canary``.
     """
 
     version: int | None = Field(default=None, ge=1, le=999_999_999)
     reason: str = Field(default="", max_length=1000, pattern=_TEXT)
     canary: float | None = Field(default=None, gt=0, lt=1)
     shadow: bool = False
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Self:
+        if self.canary is not None and self.shadow:
+            raise ValueError("a version becomes a canary or a shadow, not both; leave out canary or shadow")
+        return self
 
 
 class ReasonRequest(_Record):

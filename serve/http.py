@@ -37,6 +37,7 @@ __all__ = ["ControlPort", "Doorkeeper", "create_app", "describe_api"]
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,200}")
 _Name = Annotated[str, Path(description="Name of a model.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+_Reason = Annotated[str, Query(description="Why; kept in the model's history.", max_length=1000, pattern=r"^[^\x00]*$")]
 _CONTROL_BYTES = 2**16  # of a request that brings no pictures
 _PICTURES = {
     "requestBody": {
@@ -225,15 +226,15 @@ def create_app(
         return route
 
     @app.delete("/v1/models/{name}/canary", responses=_errors(400, 404), summary="End a canary", tags=["models"])
-    async def end_canary(name: _Name, identity: Identity = may_admin) -> RouteEntry:
+    async def end_canary(name: _Name, identity: Identity = may_admin, reason: _Reason = "") -> RouteEntry:
         """Let the champion answer all requests."""
-        route: RouteEntry = await control.call("end_canary", identity.project, identity.name, name, "")
+        route: RouteEntry = await control.call("end_canary", identity.project, identity.name, name, reason)
         return route
 
     @app.delete("/v1/models/{name}/shadow", responses=_errors(400, 404), summary="End a shadow", tags=["models"])
-    async def end_shadow(name: _Name, identity: Identity = may_admin) -> RouteEntry:
+    async def end_shadow(name: _Name, identity: Identity = may_admin, reason: _Reason = "") -> RouteEntry:
         """Score by the champion alone."""
-        route: RouteEntry = await control.call("end_shadow", identity.project, identity.name, name, "")
+        route: RouteEntry = await control.call("end_shadow", identity.project, identity.name, name, reason)
         return route
 
     @app.delete(
@@ -247,9 +248,10 @@ def create_app(
         name: _Name,
         version: Annotated[int, Path(ge=1, le=999_999_999)],
         identity: Identity = may_admin,
+        reason: _Reason = "",
     ) -> Response:
         """Delete a version that has no part in answering; its number is never given again."""
-        await control.call("delete", identity.project, identity.name, name, version, "")
+        await control.call("delete", identity.project, identity.name, name, version, reason)
         return Response(status_code=204)
 
     @app.get("/health", summary="Is the process up?", tags=["operation"])

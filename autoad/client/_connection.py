@@ -74,9 +74,9 @@ class Connection:
         more = {} if timeout is None else {"timeout": timeout}
         return self._ask("POST", path, repeatable=repeatable, json=dict(json or {}), **more)
 
-    def delete(self, path: str) -> Any:
+    def delete(self, path: str, **params: str | int) -> Any:
         """What ``path`` answers when what it names is to end."""
-        return self._ask("DELETE", path, repeatable=True)
+        return self._ask("DELETE", path, repeatable=True, params=params)
 
     def send(self, path: str, picture: bytes, **params: str | int) -> Any:
         """What ``path`` answers to a picture. Scoring changes nothing, so it is repeated when it fails."""

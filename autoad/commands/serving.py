@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from autoad.commands._options import Json
+
 __all__ = ["promote", "rollback", "serve"]
 
 Server = Annotated[str, typer.Option(help="Address of the server. Default AUTOAD_SERVER, or http://127.0.0.1:8000.")]
 Reason = Annotated[str, typer.Option(help="Why; kept in the model's history.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def serve(
@@ -62,10 +63,18 @@ def promote(
 ) -> None:
     """Let a version of a model answer, once it scores on the server exactly what was evaluated."""
     from autoad.console import out
+    from autoad.errors import UsageError
 
+    if canary and shadow is not None:
+        raise UsageError(
+            f"--canary and {'--shadow' if shadow else '--no-shadow'} are two changes; make one after the other"
+        )
     share = _share(canary) if canary else None
     if share == 0 or shadow is False:
-        route = _ask(server, "DELETE", f"/v1/models/{name}/{'shadow' if shadow is False else 'canary'}")
+        role = "shadow" if shadow is False else "canary"
+        if version is not None:
+            raise UsageError(f"--version cannot be given to end a {role}: there is but one; leave it out")
+        route = _ask(server, "DELETE", f"/v1/models/{name}/{role}", {"reason": reason})
         out.out(json.dumps(route, indent=2) if as_json else f"{name}: ended; version {route['champion']} answers alone")
         return
     body = {"version": version, "reason": reason, "canary": share, "shadow": bool(shadow)}
@@ -103,7 +112,7 @@ def _ask(server: str, method: str, path: str, body: dict[str, Any] | None = None
 
     settings = get_settings()
     with Connection(server or settings.server, settings.api_key.get_secret_value(), timeout=300) as connection:
-        return connection.delete(path) if method == "DELETE" else connection.post(path, body)
+        return connection.delete(path, **(body or {})) if method == "DELETE" else connection.post(path, body)
 
 
 def _share(text: str) -> float:

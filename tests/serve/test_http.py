@@ -168,8 +168,10 @@ def test_promotion_rollback_and_deletion(plant: Any, serve: Serve) -> None:
         for role in ("canary", "shadow"):
             options = {"canary": 0.5} if role == "canary" else {"shadow": True}
             assert (await client.post("/v1/models/gravel/promote", json={"version": 1} | options)).status_code == 200
-            ended = await client.delete(f"/v1/models/gravel/{role}")
+            ended = await client.delete(f"/v1/models/gravel/{role}", params={"reason": f"no {role} & more"})
             assert (ended.status_code, ended.json()[role]) == (200, None)
+            line = (await client.get("/v1/models/gravel")).json()["history"][0]
+            assert (line["action"], line["reason"]) == (f"end_{role}", f"no {role} & more")
         check_error(await client.delete("/v1/models/gravel/versions/9"), 404, "unknown_name")
 
     serve(main)
@@ -194,6 +196,10 @@ def test_what_is_wrong_with_a_request(plant: Any, serve: Serve, bomb: bytes) -> 
             await post("/v1/models/gravel/promote", json={"version": 10**30}),
             await post("/v1/models/gravel/promote", json={"reason": "a\0b"}),
             await post("/v1/models/gravel/promote", json={"canary": 1}),
+            await post("/v1/models/gravel/promote", json={"canary": 0.5, "shadow": True}),
+            await service.client.delete("/v1/models/gravel/canary", params={"reason": "r" * 1001}),
+            await service.client.delete("/v1/models/gravel/shadow", params={"reason": "a\0b"}),
+            await service.client.delete("/v1/models/gravel/versions/2", params={"reason": "a\0b"}),
             await post("/v1/models/gravel/promote", json={"unknown": 1}),
             await post("/v1/models/gravel/promote", content=b"{"),
             await post(
