@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: install machines demo test faults browser lint clean
+.PHONY: install curl machines demo test faults browser lint clean
 
 install: $(VENV)/.installed
 
@@ -18,9 +18,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Environment, demo dataset, a search over all eight algorithms, two pictures scored with heatmaps.
-demo: install
+# Environment, demo dataset, a search over all eight algorithms, two pictures scored with heatmaps; then served,
+# promoted, asked for scores over HTTP, and rolled back.
+demo: install curl
 	@.ci/demo $(BIN)/autoad $(DEMO)
+
+curl:
+	@command -v curl >/dev/null || { echo "installing curl"; apt-get update -q && apt-get install -q -y curl; }
 
 # What the tests of several machines need of Debian: namespaces, a database server, and Prometheus's checker.
 machines:

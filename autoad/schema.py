@@ -42,6 +42,7 @@ Origin = Literal["default", "warm", "sampler"]
 RouteAction = Literal["promote", "rollback", "canary", "shadow", "end_canary", "end_shadow", "delete"]
 Scope = Literal["score", "submit", "admin"]
 TrialStatus = Literal["running", "complete", "pruned", "failed", "stopped"]
+_TEXT = r"^[^\x00]*$"  # PostgreSQL cannot store NUL
 METRIC_NAMES: tuple[Objective, ...] = ("image_auroc", "image_aupr", "image_f1_max", "pixel_auroc", "aupro")
 
 
@@ -392,8 +393,8 @@ class PromoteRequest(_Record):
         shadow: whether it is to score beside the champion, unseen.
     """
 
-    version: int | None = Field(default=None, ge=1)
-    reason: str = Field(default="", max_length=1000)
+    version: int | None = Field(default=None, ge=1, le=999_999_999)
+    reason: str = Field(default="", max_length=1000, pattern=_TEXT)
     canary: float | None = Field(default=None, gt=0, lt=1)
     shadow: bool = False
 
@@ -401,7 +402,7 @@ class PromoteRequest(_Record):
 class ReasonRequest(_Record):
     """Why something is to be done; kept in the model's history."""
 
-    reason: str = Field(default="", max_length=1000)
+    reason: str = Field(default="", max_length=1000, pattern=_TEXT)
 
 
 class PromotionResult(_Record):

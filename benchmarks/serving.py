@@ -31,9 +31,11 @@ from typing import Any
 
 import httpx2
 import psutil
+import safetensors.torch
 
 from autoad.client import Connection
 from autoad.data import read_dataset
+from autoad.features import create_backbone
 from tests.serve.factory import add_model, make_state
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +56,7 @@ end
 
 
 def main() -> None:
+    """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
@@ -155,9 +158,13 @@ def _peer(python: Path | None, folder: Path, scratch: Path) -> Iterator[str]:
     if python is None:
         yield ""
         return
-    command = [str(python), str(ROOT / "benchmarks/_anomalib_server.py"), str(folder), str(PEER_PORT), str(scratch)]
+    weights = scratch / "weights.safetensors"
+    pyramid = create_backbone("tf_efficientnet_lite0", (0, 1, 2, 3, 4), pretrained=True)  # it holds all blocks
+    safetensors.torch.save_file(pyramid.state_dict(), weights)
+    script = ROOT / "benchmarks/_anomalib_server.py"
+    command = [python, script, folder.resolve(), PEER_PORT, scratch, weights]
     with (scratch / "peer.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, cwd=scratch)
     try:
         for _ in range(600):
             if process.poll() is not None:

@@ -1,1 +1,1 @@
-"""The Ray Serve application: empty until models can be promoted."""
+"""Promoted models over HTTP: the Ray Serve application, its data plane and its control plane."""

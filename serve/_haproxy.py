@@ -73,6 +73,8 @@ def configure_haproxy(folder: Path, environment: MutableMapping[str, str] | None
         RAY_SERVE_HAPROXY_NBTHREAD="1",
         # The request is handled in the event loop that read it: scoring has threads of its own.
         RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD="0",
+        # As long as HAProxy may need to hear that a replica ends; by default half a minute, with every stop.
+        RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S="2",
         # HAProxy is started again after three checks without an answer.
         RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S="0.25",
         # A dead replica is noticed by the next request; this is for one that hangs.

@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from autoad.database import Database, Keys
-from autoad.errors import AutoADError
+from autoad.errors import AutoADError, StateError
 from autoad.models.registry import Registry
 from autoad.serve.auth import Authenticator, internal_key, is_loopback
 from autoad.serve.control import Control
@@ -94,15 +94,27 @@ class RemoteControl:
         self._metrics = metrics
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """What a method of :class:`Control` returns or raises there."""
-        outcome = await self._handle.call.remote(method, *arguments)
+        """What a method of :class:`Control` returns or raises there.
+
+        Raises:
+            StateError: its process has died; Serve starts another.
+        """
+        try:
+            outcome = await self._handle.call.remote(method, *arguments)
+        except (RayServeException, RayError) as error:
+            raise StateError(
+                f"the control plane does not answer ({type(error).__name__}); look at the model's route, and try again"
+            ) from error
         if isinstance(outcome, AutoADError):
             raise outcome
         return outcome
 
     async def metrics(self) -> bytes:
         """The metrics of all replicas: this one's as they are, the others' as they were a second or two ago."""
-        result: bytes = await self._handle.metrics.remote(self._replica, self._metrics())
+        try:
+            result: bytes = await self._handle.metrics.remote(self._replica, self._metrics())
+        except (RayServeException, RayError) as error:
+            raise StateError(f"the control plane does not answer ({type(error).__name__}); try again") from error
         return result
 
     @contextlib.asynccontextmanager

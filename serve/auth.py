@@ -39,11 +39,13 @@ class Identity:
         project: whose models and searches are meant.
         name: of the key, ``local`` without one; the actor in a model's history.
         scopes: what the key may do.
+        internal: whether it is this server itself, which checks what is to be promoted.
     """
 
     project: str
     name: str
     scopes: frozenset[Scope]
+    internal: bool = False
 
     def require(self, scope: Scope) -> None:
         """Pass if the key has the scope, or ``admin``, which includes all.
@@ -138,7 +140,7 @@ class Authenticator:
         if prefix == _INTERNAL and self._internal is not None:
             secret, _, project = rest.partition("/")
             if hmac.compare_digest(hash_secret(secret), self._internal):
-                return Identity(urllib.parse.unquote(project), "server", frozenset(SCOPES))
+                return Identity(urllib.parse.unquote(project), "server", frozenset(SCOPES), internal=True)
         identifier, _, secret = rest.partition("_")
         stored = table.usable.get(identifier)
         same = hmac.compare_digest(hash_secret(secret), _NOBODY if stored is None else stored.hash)

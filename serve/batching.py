@@ -25,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 
 from autoad.data import decode_image
-from autoad.errors import AutoADError
-from autoad.features import Engine
+from autoad.errors import AutoADError, StateError, UnreadableImageError
+from autoad.features import SharedEngine
 from autoad.models import Model, Score
 
 __all__ = ["Batcher", "QueueFullError", "Timing"]
@@ -108,14 +108,15 @@ class Batcher:
 
         Raises:
             QueueFullError: too many wait already; none of these was taken.
-            UnreadableImageError: the bytes of one are no picture, or it is too large.
+            UnreadableImageError: the bytes of one are no picture, or it is too large; which is said.
+            StateError: the batcher has been closed.
         """
         if self._pending + len(pictures) > max(self._max_queue, len(pictures)):
             raise QueueFullError(
                 f"{self._pending} pictures are waiting and at most {self._max_queue} may; try again in a moment"
             )
         self._pending += len(pictures)
-        tasks = [asyncio.ensure_future(self._one(model, data)) for data in pictures]
+        tasks = [asyncio.ensure_future(self._one(model, data, number)) for number, data in enumerate(pictures, 1)]
         try:
             return await asyncio.gather(*tasks)
         except BaseException:
@@ -127,25 +128,35 @@ class Batcher:
             self._pending -= len(pictures)
 
     def close(self) -> None:
-        """Score what waits no more and end the threads."""
+        """End the threads; what still waits fails."""
         with self._wake:
             self._closing = True
             self._wake.notify()
         self._lane.join()
-        self._decoders.shutdown(cancel_futures=True)
+        self._decoders.shutdown()
+        self._loop.call_soon_threadsafe(_fail, list(self._waiting), _closed())
         if self._heads is not None:
             self._heads.shutdown()
 
-    async def _one(self, model: Model, data: bytes) -> tuple[Score, Timing]:
-        size, pixels, milliseconds = await self._loop.run_in_executor(self._decoders, self._decode, model, data)
+    async def _one(self, model: Model, data: bytes, number: int) -> tuple[Score, Timing]:
+        if self._closing:
+            raise _closed()
+        try:
+            size, pixels, milliseconds = await self._loop.run_in_executor(self._decoders, self._decode, model, data)
+        except UnreadableImageError as error:
+            raise type(error)(f"picture {number} {error}") from error
         future: asyncio.Future[tuple[Score, Timing]] = self._loop.create_future()
         job = _Job(model, future, size, pixels, time.perf_counter(), Timing(decode=milliseconds))
         with self._wake:
+            if self._closing:
+                raise _closed()
             self._waiting.append(job)
             self._wake.notify()
         return await future
 
     def _decode(self, model: Model, data: bytes) -> tuple[tuple[int, int], NDArray[np.uint8], float]:
+        if self._closing:
+            raise _closed()
         started = time.perf_counter()
         image = decode_image(data, max_pixels=self._max_pixels)
         pixels = model.prepare(image)
@@ -182,7 +193,7 @@ class Batcher:
                 _logger.exception("a batch of %d pictures could not be scored", len(group))
                 self._loop.call_soon_threadsafe(_fail, group, error)
 
-    def _score_group(self, engine: Engine | None, jobs: Sequence[_Job]) -> None:
+    def _score_group(self, engine: SharedEngine | None, jobs: Sequence[_Job]) -> None:
         started = time.perf_counter()
         features: dict[int, NDArray[np.float32]] = {}
         if engine is not None:
@@ -192,8 +203,13 @@ class Batcher:
         def head(index: int) -> None:
             job = jobs[index]
             begun = time.perf_counter()
-            score, anomaly_map = job.model.measure(job.pixels, {stage: maps[index] for stage, maps in features.items()})
-            answer = job.model.judge(score, anomaly_map, job.size)
+            try:
+                own = {stage: maps[index] for stage, maps in features.items()}
+                answer = job.model.judge(*job.model.measure(job.pixels, own), job.size)
+            except Exception as error:  # the others' models are not to blame
+                _logger.exception("a picture could not be scored by %s", job.model.name)
+                self._loop.call_soon_threadsafe(_fail, [job], error)
+                return
             job.timing.forward = forward
             job.timing.head = 1000 * (time.perf_counter() - begun)
             # Each as soon as it is there: who waits for the first need not wait for the last.
@@ -205,6 +221,10 @@ class Batcher:
         else:
             for done in [self._heads.submit(head, index) for index in range(len(jobs))]:
                 done.result()
+
+
+def _closed() -> StateError:
+    return StateError("this replica is being stopped; ask again")
 
 
 def _finish(future: asyncio.Future[tuple[Score, Timing]], answer: tuple[Score, Timing]) -> None:

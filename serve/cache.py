@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
+from autoad.errors import UnknownNameError
 from autoad.features import EnginePool
 from autoad.models import Model
 
@@ -46,8 +47,11 @@ class ModelCache:
     """Models by key, up to a number of bytes; used from one event loop.
 
     A model's bytes are those of its tensors. Engines are shared and not counted: one of EfficientNet-Lite0 takes some
-    tens of megabytes however many models use it. A model in use is never given up, so the limit may be passed while
-    many different ones are in use at the same moment.
+    tens of megabytes however many models use it. A model in use is never given up, and neither is the one used last, so
+    the limit may be passed while many different ones are in use at the same moment, or by one that is larger.
+
+    ``failed`` says why a version that exists could not be loaded; a number that was never given, which any client may
+    ask for, leaves no trace.
 
     Args:
         opener: gives an artifact's folder.
@@ -90,7 +94,7 @@ class ModelCache:
             yield held.model
         finally:
             held.users -= 1
-            self._shrink()
+            self._shrink(keep=key)
 
     async def load(self, key: ModelKey) -> None:
         """Have a model loaded.
@@ -100,6 +104,12 @@ class ModelCache:
         """
         await self._get(key)
 
+    def forget(self, key: ModelKey) -> None:
+        """Give a model up, unless it is in use: it may have been deleted."""
+        held = self._held.get(key)
+        if held is not None and not held.users:
+            del self._held[key]
+
     async def _get(self, key: ModelKey) -> _Held:
         held = self._held.get(key)
         if held is not None:
@@ -108,13 +118,21 @@ class ModelCache:
         task = self._loading.get(key)
         if task is None:
             task = self._loading[key] = asyncio.create_task(self._load(key))
-            task.add_done_callback(lambda _: self._loading.pop(key, None))
+            task.add_done_callback(lambda task: self._loaded(key, task))
         # Whoever gives up waiting must not take the model from those who wait with it.
         return await asyncio.shield(task)
+
+    def _loaded(self, key: ModelKey, task: asyncio.Task[_Held]) -> None:
+        del self._loading[key]
+        if not task.cancelled():
+            task.exception()  # asyncio complains of an error that nobody looked at, as when all who waited have gone
 
     async def _load(self, key: ModelKey) -> _Held:
         try:
             model, size = await asyncio.to_thread(self._read, key)
+        except UnknownNameError:
+            self.failed.pop(key, None)
+            raise
         except Exception as error:
             self.failed[key] = str(error)
             self._observe("failed")

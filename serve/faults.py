@@ -1,10 +1,13 @@
 """What goes wrong, as replies: one JSON shape for everything.
 
 ``{"error": {"code": ..., "message": ..., "hint": ..., "details": [...]}}``; hint and details only where there are any.
+What a client cannot mend (a damaged file, a database out of reach) is told to the log, with its paths and addresses;
+the reply only says that it is so.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -12,16 +15,19 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 
 from autoad.errors import (
     ArtifactError,
     AuthenticationError,
     AutoADError,
+    FileStoreError,
     ForbiddenError,
     ImageTooLargeError,
     PromotionError,
     StateError,
+    StorageFullError,
     UnknownNameError,
     UnreadableImageError,
     UsageError,
@@ -66,7 +72,20 @@ class UnsupportedError(AutoADError):
 
 
 class RateError(AutoADError):
-    """A key asks for more pictures a second than it may."""
+    """A key asks for more pictures a second than it may.
+
+    Args:
+        message: what is wrong.
+        seconds: after which it may ask again.
+    """
+
+    def __init__(self, message: str, seconds: int = 1) -> None:
+        super().__init__(message, seconds)
+        self.message = message
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return self.message
 
 
 # The first that fits; derived before base.
@@ -85,13 +104,18 @@ _STATUS: tuple[tuple[type[AutoADError], int, str], ...] = (
     (UsageError, 400, "bad_request"),
     (ArtifactError, 503, "model_unavailable"),
     (WeightsError, 503, "model_unavailable"),
+    (FileStoreError, 503, "model_unavailable"),
+    (StorageFullError, 503, "model_unavailable"),
     (StateError, 503, "unavailable"),
 )
+_DETAILS, _LENGTH = 20, 300
 
 
 def install(app: FastAPI) -> None:
     """Have an application answer every error in the one shape."""
     app.add_exception_handler(AutoADError, _known)
+    app.add_exception_handler(OperationalError, _database)
+    app.add_exception_handler(InterfaceError, _database)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _unknown)
@@ -104,7 +128,10 @@ async def _known(_: Request, error: Exception) -> JSONResponse:
     status, code = found
     headers = {}
     if status in (429, 503):
-        headers["Retry-After"] = "1"
+        headers["Retry-After"] = str(error.seconds) if isinstance(error, RateError) else "1"
+    if code == "model_unavailable":
+        _logger.warning("a model cannot be loaded: %s", error)
+        return _reply(status, code, "this replica cannot load the model; the server's log says why", headers=headers)
     if isinstance(error, AuthenticationError):
         headers["WWW-Authenticate"] = error.challenge
     if isinstance(error, PromotionError):
@@ -112,10 +139,16 @@ async def _known(_: Request, error: Exception) -> JSONResponse:
     return _reply(status, code, str(error), headers=headers)
 
 
+async def _database(_: Request, error: Exception) -> JSONResponse:
+    _logger.warning("the database cannot be asked: %s", error.orig if isinstance(error, DBAPIError) else error)
+    message = "the database is out of reach; models that are loaded go on scoring"
+    return _reply(503, "unavailable", message, headers={"Retry-After": "1"})
+
+
 async def _http(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
-    codes = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
+    codes = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
     message = str(error.detail)
     if error.status_code == 404:
         message = f"there is no {request.url.path}"
@@ -131,7 +164,7 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
-    details = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+    details = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}"[:_LENGTH] for one in error.errors()[:_DETAILS]]
     return _reply(400, "bad_request", "the request is not as it must be", hint="see /docs", details=details)
 
 
@@ -154,4 +187,11 @@ def _reply(
         body["hint"] = hint
     if details:
         body["details"] = details
-    return JSONResponse({"error": body}, status, headers=headers)
+    return _Json({"error": body}, status, headers=headers)
+
+
+class _Json(JSONResponse):
+    """In ASCII: what a client sent may hold half a surrogate pair, which UTF-8 cannot say."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode()

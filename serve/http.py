@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, cast
 
 from fastapi import Depends, FastAPI, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import autoad
@@ -29,10 +32,11 @@ from autoad.serve.rates import RateLimiter
 from autoad.serve.replies import MapFormat, ScoreReply, make_reply
 from autoad.serve.scorer import Scorer
 
-__all__ = ["ControlPort", "Doorkeeper", "create_app"]
+__all__ = ["ControlPort", "Doorkeeper", "create_app", "describe_api"]
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,200}")
 _Name = Annotated[str, Path(description="Name of a model.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+_CONTROL_BYTES = 2**16  # of a request that brings no pictures
 _PICTURES = {
     "requestBody": {
         "required": True,
@@ -124,24 +128,26 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(doorkeeper.start)
-        await scorer.start()
         try:
+            await asyncio.to_thread(doorkeeper.start)
+            await scorer.start()
             async with control.running():
                 yield
         finally:
             await scorer.stop()
             await asyncio.to_thread(doorkeeper.close)
 
-    app = FastAPI(
+    app = _App(
         title="autoad",
         version=autoad.__version__,
         description="Scores pictures by promoted models, and promotes models.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     faults.install(app)
+    app.add_middleware(_Limited)
     app.add_middleware(_Counted, count=scorer.metrics.count_request)
     limiter = RateLimiter(options.rate)
 
@@ -177,7 +183,8 @@ def create_app(
         request_id = _request_id(request)
         pictures = await read_pictures(request, options)
         read = 1000 * (time.perf_counter() - started)
-        limiter.take((identity.project, identity.name), len(pictures))
+        if not identity.internal:  # or no promotion would pass its check where keys may ask for little
+            limiter.take((identity.project, identity.name), len(pictures))
         answer = await scorer.score(identity.project, name, pictures, wanted=version, request_id=request_id)
         total = 1000 * (time.perf_counter() - started)
         arguments = (answer, name, scorer.replica, request_id, map, read, total)
@@ -197,14 +204,14 @@ def create_app(
         return await asyncio.to_thread(registry.model, name, identity.project)
 
     @app.post(
-        "/v1/models/{name}/promote", responses=_errors(400, 404, 409), summary="Promote a version", tags=["models"]
+        "/v1/models/{name}/promote", responses=_errors(400, 404, 409, 413), summary="Promote a version", tags=["models"]
     )
     async def promote(name: _Name, body: PromoteRequest, identity: Identity = may_admin) -> PromotionResult:
         """Make a version the champion, a canary or a shadow, once it scores here exactly what was evaluated."""
         result: PromotionResult = await control.call("promote", identity.project, identity.name, name, body)
         return result
 
-    @app.post("/v1/models/{name}/rollback", responses=_errors(400, 404), summary="Roll back", tags=["models"])
+    @app.post("/v1/models/{name}/rollback", responses=_errors(400, 404, 413), summary="Roll back", tags=["models"])
     async def rollback(name: _Name, body: ReasonRequest, identity: Identity = may_admin) -> RouteEntry:
         """Make the previous champion the champion again."""
         route: RouteEntry = await control.call("rollback", identity.project, identity.name, name, body.reason)
@@ -280,6 +287,50 @@ def _request_id(request: Request) -> str:
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
+def describe_api() -> dict[str, Any]:
+    """The OpenAPI document, without a server: ``python -m autoad.serve.http > docs/openapi.json``."""
+    nobody = cast(Any, None)  # is asked by requests only
+    options = ServeOptions()
+    return create_app(Scorer(nobody, options, ""), nobody, nobody, nobody, options).openapi()
+
+
+class _App(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """FastAPI's, less the reply to an invalid request that it describes by itself: here that is a 400."""
+        document = super().openapi()
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                invalid = operation["responses"].get("422", {}).get("content", {}).get("application/json", {})
+                if invalid.get("schema", {}).get("$ref", "").endswith("/HTTPValidationError"):
+                    del operation["responses"]["422"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        return document
+
+
+class _Limited:
+    """Reads little of a request that brings no pictures: FastAPI reads its body before it knows who sends it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].endswith("/score"):  # which knows limits of its own
+            await self._app(scope, receive, send)
+            return
+        size = 0
+
+        async def count() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > _CONTROL_BYTES:
+                raise HTTPException(413, f"the request has more than {_CONTROL_BYTES} bytes, the most that is read")
+            return message
+
+        await self._app(scope, count, send)
+
+
 class _Counted:
     """Counts replies by route and status."""
 
@@ -304,3 +355,8 @@ class _Counted:
         finally:
             route = scope.get("route")
             self._count(getattr(route, "path", "none"), status)
+
+
+if __name__ == "__main__":
+    json.dump(describe_api(), sys.stdout, indent=2)
+    sys.stdout.write("\n")

@@ -10,14 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from autoad.serve.options import ServeOptions
-
 import autoad.search._ray_environment  # noqa: F401  (before Ray)
 from autoad.database import Database, Keys
 from autoad.errors import UsageError
 from autoad.search.cluster import LocalWorkers, check_reachable, join_ray, local_ray
 from autoad.serve._haproxy import configure_haproxy
 from autoad.serve.auth import check_may_listen, is_loopback
+from autoad.serve.options import ServeOptions
 
 __all__ = ["serve_forever"]
 

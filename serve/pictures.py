@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncGenerator
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -19,6 +20,8 @@ from autoad.serve.options import ServeOptions
 __all__ = ["read_pictures"]
 
 _RAW = ("image/", "application/octet-stream")
+_DIGITS = 18
+_COMMAS = 16  # for each picture that may come; base64 has none
 
 
 async def read_pictures(request: Request, options: ServeOptions) -> list[bytes]:
@@ -40,7 +43,7 @@ async def read_pictures(request: Request, options: ServeOptions) -> list[bytes]:
     if is_form:
         pictures = await _from_form(request, body, options)
     elif is_json:
-        pictures = _from_json(body)
+        pictures = _from_json(body, options)
     else:
         pictures = [body]
     if not pictures or not all(pictures):
@@ -54,8 +57,8 @@ async def read_pictures(request: Request, options: ServeOptions) -> list[bytes]:
 
 async def _read(request: Request, limit: int) -> bytes:
     length = request.headers.get("Content-Length", "")
-    if length.isdigit() and int(length) > limit:
-        raise RequestTooLargeError(f"the request has {length} bytes but at most {limit} are read")
+    if length.isascii() and length.isdigit() and (len(length) > _DIGITS or int(length) > limit):
+        raise RequestTooLargeError(f"the request has {length[:_DIGITS]} bytes but at most {limit} are read")
     chunks: list[bytes] = []
     size = 0
     try:
@@ -70,6 +73,12 @@ async def _read(request: Request, limit: int) -> bytes:
 
 
 async def _from_form(request: Request, body: bytes, options: ServeOptions) -> list[bytes]:
+    boundary = parse_options_header(request.headers["Content-Type"])[1].get(b"boundary")
+    if not boundary:
+        raise UsageError("the form cannot be read: it must be multipart/form-data with a boundary")
+    if b"--" + boundary + b"--" not in body:  # the parser would leave out without a word what was cut off
+        raise UsageError("the form cannot be read: it ends before its last boundary")
+
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
@@ -83,15 +92,17 @@ async def _from_form(request: Request, body: bytes, options: ServeOptions) -> li
         if "Too many files" in error.message:
             raise RequestTooLargeError(f"the form holds more than {options.max_pictures} pictures") from error
         raise UsageError(f"the form cannot be read: {error.message}") from error
-    except (ValueError, KeyError, UnicodeError) as error:
-        raise UsageError("the form cannot be read: it must be multipart/form-data with a boundary") from error
+    except (ValueError, LookupError) as error:
+        raise UsageError("the form cannot be read: it is damaged") from error
     try:
         return [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
     finally:
         await form.close()
 
 
-def _from_json(body: bytes) -> list[bytes]:
+def _from_json(body: bytes, options: ServeOptions) -> list[bytes]:
+    if body.count(b",") > _COMMAS * options.max_pictures:  # millions of empty lists would take a gigabyte
+        raise RequestTooLargeError(f"the JSON holds more than {options.max_pictures} pictures")
     try:
         pictures = json.loads(body)["pictures"]
         if not isinstance(pictures, list):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Hashable
 
@@ -29,7 +30,7 @@ class RateLimiter:
         """Take so many pictures from a key's bucket.
 
         Raises:
-            RateError: it is empty.
+            RateError: it is empty; it says for how long.
         """
         if self._rate is None:
             return
@@ -38,5 +39,9 @@ class RateLimiter:
         level = min(max(1.0, self._rate), level + self._rate * (now - filled))
         if level <= 0:
             self._buckets[key] = (level, now)
-            raise RateError(f"this key may have {self._rate:g} pictures a second scored by each replica; slow down")
+            seconds = math.floor(-level / self._rate) + 1
+            raise RateError(
+                f"this key may have {self._rate:g} pictures a second scored by each replica; ask again in {seconds} s",
+                seconds,
+            )
         self._buckets[key] = (level - pictures, now)

@@ -21,6 +21,8 @@ __all__ = ["Replay", "ReplayError"]
 _SIDE_BY_SIDE = 4
 _ALONE_EACH = 8
 _ROUNDS = 20
+_ATTEMPTS = 5
+_PASSING = frozenset({429, 500, 502, 503, 504})
 
 
 class ReplayError(AutoADError):
@@ -94,31 +96,45 @@ class Replay:
 
     async def _ask(self, group: Sequence[int]) -> list[Answer]:
         wanted: dict[str, str | int] = {"version": self._version, "map": "npy"}
-        try:
-            if len(group) == 1:
-                reply = await self._client.post(
-                    self._path,
-                    params=wanted,
-                    content=self._pictures[group[0]].data,
-                    headers={"Content-Type": "application/octet-stream"},
-                )
-            else:
-                files = [("pictures", (str(index), self._pictures[index].data)) for index in group]
-                reply = await self._client.post(self._path, params=wanted, files=files)
-        except httpx2.TransportError as error:
-            raise ReplayError(f"the server did not answer a parity picture ({error!r}); try again") from error
+        body: dict[str, Any]
+        if len(group) == 1:
+            body = {
+                "content": self._pictures[group[0]].data,
+                "headers": {"Content-Type": "application/octet-stream"},
+            }
+        else:
+            body = {"files": [("pictures", (str(index), self._pictures[index].data)) for index in group]}
+        reply = await self._post(params=wanted, **body)
         if reply.status_code != 200:
             raise ReplayError(f"the server refused a parity picture: {reply.status_code} {reply.text[:300]}")
-        body = reply.json()
-        if body["version"] != self._version or len(body["pictures"]) != len(group):
+        said = reply.json()
+        if said["version"] != self._version or len(said["pictures"]) != len(group):
             raise ReplayError(
                 f"the server must answer {len(group)} parity pictures by version {self._version} but answered "
-                f"{len(body['pictures'])} by version {body['version']}"
+                f"{len(said['pictures'])} by version {said['version']}"
             )
         return [
-            Answer(index, one["score"], one["is_anomalous"], _read_map(one.get("map")), body["replica"], len(group))
-            for index, one in zip(group, body["pictures"], strict=True)
+            Answer(index, one["score"], one["is_anomalous"], _read_map(one.get("map")), said["replica"], len(group))
+            for index, one in zip(group, said["pictures"], strict=True)
         ]
+
+    async def _post(self, **options: Any) -> httpx2.Response:
+        """A reply; a queue that is full and a replica that has died are given some time.
+
+        Raises:
+            ReplayError: nobody answers.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                reply = await self._client.post(self._path, **options)
+            except httpx2.TransportError as error:
+                if attempt == _ATTEMPTS - 1:
+                    raise ReplayError(f"the server did not answer a parity picture ({error!r}); try again") from error
+            else:
+                if reply.status_code not in _PASSING or attempt == _ATTEMPTS - 1:
+                    return reply
+            await asyncio.sleep(2.0**attempt / 2)
+        raise AssertionError("the last attempt returns or raises")
 
 
 def _read_map(text: Any) -> Any:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from autoad.errors import StateError
 from autoad.features import EnginePool
 from autoad.models import Calibration, Score
 from autoad.schema import RouteEntry
-from autoad.serve.batching import Batcher, Timing
+from autoad.serve.batching import Batcher, QueueFullError, Timing
 from autoad.serve.cache import ModelCache, ModelKey
 from autoad.serve.metrics import Metrics
 from autoad.serve.options import ServeOptions
@@ -87,6 +88,10 @@ class Scorer:
         self._options = options
         self._routes: _Routes = {}
         self._mark: tuple[int, int] | None = None
+        self._needed: set[ModelKey] = set()
+        self._out_of_reach = False
+        self._speaking = threading.Lock()
+        self._left = False
         self._adopting: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._shadows: deque[tuple[ModelKey, list[bytes], list[Score]]] = deque()
@@ -138,11 +143,17 @@ class Scorer:
             self._mark = await asyncio.to_thread(self._source.mark)
             routes = await asyncio.to_thread(self._source.routes)
         except Exception as error:
+            await self.stop()
             raise StateError(f"the routes cannot be read ({type(error).__name__}); is the database up?") from error
+        self._needed = {key for route in routes.values() for key in _needed(route)}
         wanted = [key for route in routes.values() if route.champion is not None for key in _needed(route)[:1]]
         for key in wanted[: self._options.preload]:
             await self._load(key)
         self._routes = routes
+        for owner, route in routes.items():  # whoever promotes waits for every replica, this one too
+            if route.staged is not None:
+                staged = ModelKey(route.project, route.name, route.staged)
+                self._adopting[owner] = asyncio.create_task(self._adopt(owner, route, [staged]))
         self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._score_shadows(self._batcher))]
 
     async def stop(self) -> None:
@@ -154,7 +165,7 @@ class Scorer:
         if self._batcher is not None:
             await asyncio.to_thread(self._batcher.close)
         with contextlib.suppress(Exception):  # without it, others find out a few seconds later
-            await asyncio.to_thread(self._source.leave, self.replica)
+            await asyncio.to_thread(self._leave)
 
     def check(self) -> None:
         """Raise if this replica can score no more and should be replaced.
@@ -184,7 +195,7 @@ class Scorer:
             UnreadableImageError: one is no picture.
             ArtifactError: the model cannot be loaded.
         """
-        if self._batcher is None:
+        if self._batcher is None:  # once it has been stopped, the batcher says so
             raise StateError("this replica is still starting")
         started = time.perf_counter()
         version = choose_version(self._routes, project, name, wanted, request_id)
@@ -207,23 +218,49 @@ class Scorer:
                 if mark != self._mark:
                     self._take(await asyncio.to_thread(self._source.routes))
                     self._mark = mark
-                holds = sorted(map(str, self._cache.keys)), {str(key): why for key, why in self._cache.failed.items()}
+                holds = self._holds()
                 if holds != self._beaten or time.monotonic() - beaten > _BEAT_SECONDS:
-                    await asyncio.to_thread(self._source.beat, self.replica, *holds)
+                    await asyncio.to_thread(self._beat, *holds)
                     self._beaten, beaten = holds, time.monotonic()
+                if self._out_of_reach:
+                    _logger.warning("the database can be reached again")
+                self._out_of_reach = False
             except Exception as error:  # the database is out of reach: what is known holds
-                _logger.warning("the routes cannot be read (%s: %s)", type(error).__name__, error)
+                if not self._out_of_reach:  # said once, not several times a second
+                    _logger.warning("the database is out of reach (%s: %s)", type(error).__name__, error)
+                self._out_of_reach = True
             await asyncio.sleep(self._options.poll_seconds)
+
+    def _beat(self, loaded: list[str], failed: dict[str, str]) -> None:
+        with self._speaking:
+            if not self._left:
+                self._source.beat(self.replica, loaded, failed)
+
+    def _leave(self) -> None:
+        with self._speaking:  # a beat that is under way would bring this replica back to life
+            self._left = True
+            self._source.leave(self.replica)
+
+    def _holds(self) -> tuple[list[str], dict[str, str]]:
+        """What others are told: versions held, and those that a route needs and that could not be loaded."""
+        failed = {str(key): why for key, why in self._cache.failed.items() if key in self._needed}
+        return sorted(map(str, self._cache.keys)), failed
 
     def _take(self, routes: _Routes) -> None:
         """Take over each route that has changed, once what it needs is loaded."""
+        self._needed = {key for route in routes.values() for key in _needed(route)}
         for owner, route in routes.items():
             if route == self._routes.get(owner):
                 continue
+            for key in self._cache.keys:  # versions that the route has nothing to do with may have been deleted
+                if (key.project, key.name) == owner and key not in self._needed:
+                    self._cache.forget(key)
             before = self._adopting.pop(owner, None)
             if before is not None:
                 before.cancel()
             missing = [key for key in _needed(route) if key not in self._cache.keys]
+            for key in missing:
+                self._cache.failed.pop(key, None)  # why it failed before must not be taken for why it fails now
             if not missing:
                 self._routes = {**self._routes, owner: route}
                 continue
@@ -261,6 +298,9 @@ class Scorer:
             try:
                 async with self._cache.use(key) as model:
                     answers = await batcher.score(model, pictures)
+            except QueueFullError:  # those who wait for an answer come first
+                self._metrics.count_shadow(key.project, key.name, key.version, "dropped", len(pictures))
+                continue
             except Exception as error:
                 _logger.warning("the shadow %s could not score: %s", key, error)
                 self._metrics.count_shadow(key.project, key.name, key.version, "failed", len(pictures))

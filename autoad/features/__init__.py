@@ -11,7 +11,7 @@ from autoad.features.engines import (
     create_engine,
     head_precision,
 )
-from autoad.features.pool import EnginePool
+from autoad.features.pool import EnginePool, SharedEngine
 from autoad.features.store import FeatureStore, as_tensors
 from autoad.features.weights import DEFAULT_BACKBONE, Weights, find_weights, reachable_backbones
 
@@ -21,6 +21,7 @@ __all__ = [
     "EngineChoice",
     "EnginePool",
     "FeatureStore",
+    "SharedEngine",
     "Weights",
     "as_tensors",
     "available_engines",

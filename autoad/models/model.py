@@ -18,7 +18,7 @@ from autoad.algorithms import Detector, Inputs, Runtime, get_algorithm
 from autoad.data import decode_image, resize_image
 from autoad.errors import ArtifactError, UnreadableImageError, UsageError
 from autoad.evaluation import conformal_threshold, find_regions, normalize_scores, score_scale
-from autoad.features import Engine, EnginePool, as_tensors, find_weights
+from autoad.features import EnginePool, SharedEngine, as_tensors, find_weights
 from autoad.models.artifact import Calibration, Manifest, Member, load_tensors, read_manifest
 from autoad.schema import Region
 
@@ -54,7 +54,7 @@ class Model:
     nowhere else: what is evaluated, reported and served is what this class computes, one picture at a time.
     """
 
-    def __init__(self, manifest: Manifest, detector: Detector, engine: Engine | None) -> None:
+    def __init__(self, manifest: Manifest, detector: Detector, engine: SharedEngine | None) -> None:
         self.manifest = manifest
         self._detector = detector
         self._engine = engine
@@ -102,7 +102,7 @@ class Model:
         return type(self)(manifest, self._detector, self._engine)
 
     @property
-    def engine(self) -> Engine | None:
+    def engine(self) -> SharedEngine | None:
         """What runs the backbone; other models may hold the same one. None for algorithms on pixels."""
         return self._engine
 
@@ -234,7 +234,7 @@ class Model:
             pool.shutdown(cancel_futures=True)
 
 
-def _open_engine(folder: Path, member: Member, engines: EnginePool) -> Engine | None:
+def _open_engine(folder: Path, member: Member, engines: EnginePool) -> SharedEngine | None:
     backbone = member.backbone
     if backbone is None:
         return None

@@ -126,7 +126,7 @@ def test_a_server_knows_its_own_parts(keys: Keys, project: str) -> None:
     who = Authenticator(keys, "default", internal="s3cret_-x")
     header = f"Bearer {internal_key('s3cret_-x', project)}"
     assert header.isascii()
-    assert who.authenticate(header) == Identity(project, "server", frozenset(SCOPES))
+    assert who.authenticate(header) == Identity(project, "server", frozenset(SCOPES), internal=True)
     for wrong in (
         "Bearer internal_/default",
         "Bearer internal_s3cret_-y/default",

@@ -1,0 +1,167 @@
+"""The deployed server: real Ray Serve, real HAProxy, real processes that die.
+
+Each fault comes once here, and five times with ``make faults``, which prints how long each took to recover from.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from autoad.data import read_dataset
+from autoad.models import Model
+from tests.serve.deployed import Deployment, Load, deploy
+from tests.serve.factory import add_model, make_state
+
+FAULTS = ("replica", "controller", "proxy")
+ROUNDS = 5
+
+
+@pytest.fixture(scope="module")
+def state(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two versions of ``bottle`` that answer differently."""
+    settings = make_state(tmp_path_factory.mktemp("deployed"))
+    dataset = read_dataset(demo)
+    for ratio in (0.01, 0.005):
+        add_model(settings, dataset, "bottle", "patchcore", coreset_sampling_ratio=ratio)
+    return settings.data_dir
+
+
+@pytest.fixture(scope="module")
+def pictures(demo: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted((demo / "test").glob("*/*.png"))[::3]]
+
+
+@pytest.fixture(scope="module")
+def expected(state: Path, pictures: list[bytes]) -> dict[int, list[float]]:
+    """By version, what the artifacts themselves say."""
+    return {
+        version: [score.score for score in Model.load(state / f"models/default/bottle/{version}").score_many(pictures)]
+        for version in (1, 2)
+    }
+
+
+@pytest.fixture(scope="module")
+def server(state: Path) -> Iterator[Deployment]:
+    with deploy(state, "--replicas", "2") as deployment:
+        with deployment.connect() as client:
+            client.post("/v1/models/bottle/promote", {"version": 1}, timeout=120)
+        yield deployment
+
+
+def check(load: Load, expected: dict[int, list[float]]) -> None:
+    """Nothing was lost, and every score is that of the version that the reply names."""
+    assert load.lost == []
+    for reply in load.replies:
+        assert reply.answer is not None
+        assert reply.answer["pictures"][0]["score"] == expected[reply.answer["version"]][reply.picture]
+
+
+def test_everything_listens_on_loopback_only(server: Deployment) -> None:
+    mine = {server.process.pid} | {child.pid for child in server.children()}
+    listening = [
+        connection.laddr.ip
+        for connection in psutil.net_connections(kind="tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.pid in mine
+    ]
+    assert len(listening) > 10
+    assert set(listening) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
+@pytest.mark.parametrize("clients", [1, 16])
+def test_a_score_is_the_artifacts_to_the_last_bit_at_any_concurrency(
+    server: Deployment, pictures: list[bytes], expected: dict[int, list[float]], clients: int
+) -> None:
+    with Load(server, "bottle", pictures, clients=clients) as load:
+        load.wait(3 * len(pictures), 60)
+    check(load, expected)
+    if clients > 1:
+        assert len({reply.answer["replica"] for reply in load.replies if reply.answer}) == 2
+
+
+def promote_under_load(
+    server: Deployment, pictures: list[bytes], expected: dict[int, list[float]], *, turns: int, replies: int
+) -> Load:
+    """Promotions and rollbacks in turn, and a canary in between, while clients ask."""
+    with server.connect(timeout=120) as admin, Load(server, "bottle", pictures) as load:
+        champion = admin.get("/v1/models/bottle")["route"]["champion"]
+        for turn in range(turns):
+            challenger = 3 - champion
+            admin.post("/v1/models/bottle/promote", {"version": challenger, "canary": 0.3})
+            load.wait(replies // (2 * turns), 120)
+            if turn % 2 == 0:
+                route = admin.post("/v1/models/bottle/promote", {"version": challenger})["route"]
+            else:
+                route = admin.post("/v1/models/bottle/rollback", {"reason": "turn and turn about"})
+            champion = challenger
+            assert (route["champion"], route["canary"]) == (champion, None)
+            switched = time.monotonic()
+            load.wait(replies // (2 * turns), 120)
+            late = [r for r in load.replies if r.asked > switched and r.answer and r.answer["version"] != champion]
+            assert late == []  # who asks after the reply to a promotion is answered by the new champion
+    check(load, expected)
+    assert {reply.answer["version"] for reply in load.replies if reply.answer} == {1, 2}
+    return load
+
+
+def test_promotions_rollbacks_and_a_canary_lose_nothing(
+    server: Deployment, pictures: list[bytes], expected: dict[int, list[float]]
+) -> None:
+    promote_under_load(server, pictures, expected, turns=2, replies=300)
+
+
+def recover(server: Deployment, pictures: list[bytes], expected: dict[int, list[float]], fault: str) -> float:
+    """Seconds that the slowest request took around the death of a process; until all are there again, too."""
+    with Load(server, "bottle", pictures) as load:
+        load.wait(40, 60)
+        before = len(server.children(fault))
+        server.kill(fault)
+        killed = time.monotonic()
+        load.wait(80, 60)
+        while len(server.children(fault)) < before:
+            assert time.monotonic() - killed < 60, f"the {fault} was not started again"
+            time.sleep(0.1)
+        load.wait(40, 60)
+    check(load, expected)
+    return max(reply.seconds for reply in load.replies if reply.asked + reply.seconds > killed)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_process_that_dies_costs_clients_with_retries_nothing(
+    server: Deployment, pictures: list[bytes], expected: dict[int, list[float]], fault: str
+) -> None:
+    recover(server, pictures, expected, fault)
+
+
+def test_a_second_server_on_the_port_is_refused(server: Deployment, state: Path) -> None:
+    port = server.address.rpartition(":")[2]
+    command = [sys.executable, "-m", "autoad.cli", "serve", "--port", port]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+
+
+@pytest.mark.faults
+def test_each_fault_five_times(server: Deployment, pictures: list[bytes], expected: dict[int, list[float]]) -> None:
+    seconds: dict[str, list[float]] = {fault: [] for fault in FAULTS}
+    for _, fault in itertools.product(range(ROUNDS), FAULTS):
+        seconds[fault].append(recover(server, pictures, expected, fault))
+    print("\n| killed | times | lost | median s | longest s |\n|---|---|---|---|---|")
+    for fault, values in seconds.items():
+        print(f"| {fault} | {len(values)} | 0 | {statistics.median(values):.1f} | {max(values):.1f} |")
+
+
+@pytest.mark.faults
+def test_ten_promotions_and_five_thousand_requests(
+    server: Deployment, pictures: list[bytes], expected: dict[int, list[float]]
+) -> None:
+    load = promote_under_load(server, pictures, expected, turns=10, replies=5000)
+    print(f"\n{len(load.replies)} requests during 10 promotions and rollbacks with canaries: 0 lost, all as named")
