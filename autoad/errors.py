@@ -86,11 +86,16 @@ class UnknownNameError(UsageError):
     """
 
     def __init__(self, kind: str, name: str, choices: Iterable[str]) -> None:
-        known = sorted(choices)
-        near = difflib.get_close_matches(name, known, n=1)
+        self.kind = kind
+        self.name = name
+        self.choices = sorted(choices)
+        super().__init__(kind, name, self.choices)  # all of them, or it could not be sent from another process
+
+    def __str__(self) -> str:
+        near = difflib.get_close_matches(self.name, self.choices, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        choices = f"Choices: {', '.join(known)}." if known else "There is none yet."
-        super().__init__(f"unknown {kind} {name!r}.{hint} {choices}")
+        choices = f"Choices: {', '.join(self.choices)}." if self.choices else "There is none yet."
+        return f"unknown {self.kind} {self.name!r}.{hint} {choices}"
 
 
 class DatasetError(UsageError):

@@ -58,22 +58,24 @@ def build(options: ServeOptions) -> Application:
         ray_actor_options={"num_cpus": 1, "num_gpus": options.gpus},
         **_scale(options),
     )
-    return scoring.bind(options, secret, control.bind(options, secret))
+    name = secrets.token_hex(3)  # of this server, before the names of its replicas
+    return scoring.bind(options, secret, name, control.bind(options, secret, name))
 
 
 class Scoring:
     """A replica of the data plane, which is the ingress."""
 
-    def __init__(self, options: ServeOptions, secret: str, control: DeploymentHandle) -> None:
+    def __init__(self, options: ServeOptions, secret: str, name: str, control: DeploymentHandle) -> None:
         _stay_on_loopback(options)
         self._options = options
         self._secret = secret
         self._control = control
+        self._name = name
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """What Serve calls for the routes."""
         database = Database()
-        replica = serve.get_replica_context().replica_id.unique_id
+        replica = f"{self._name}.{serve.get_replica_context().replica_id.unique_id}"
         registry = Registry(database)
         self._scorer = Scorer(registry, self._options, replica)
         remote = RemoteControl(self._control, replica, self._scorer.metrics.text)
@@ -148,7 +150,7 @@ class RemoteControl:
 class ControlPlane:
     """The process that :class:`Control` runs in."""
 
-    async def __init__(self, options: ServeOptions, secret: str) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, options: ServeOptions, secret: str, name: str) -> None:  # type: ignore[misc]  # Serve awaits it
         _stay_on_loopback(options)
         host = "127.0.0.1" if options.host in _EVERYWHERE else options.host
         self._control = Control(
@@ -157,6 +159,8 @@ class ControlPlane:
             lambda project: internal_key(secret, project),
             poll_seconds=options.poll_seconds,
             batch=min(options.max_batch, options.max_pictures),
+            most_bytes=int(options.max_request_bytes),
+            name=name,
         )
         self._exposition = Exposition()
         await self._control.tidy()

@@ -86,6 +86,7 @@ class Batcher:
         self._decoders = ThreadPoolExecutor(threads, "autoad-decode")
         self._heads = ThreadPoolExecutor(threads, "autoad-head") if threads > 1 else None
         self._waiting: deque[_Job] = deque()
+        self._beside: deque[_Job] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._pending = 0
@@ -103,27 +104,30 @@ class Batcher:
         """Whether the lane still runs."""
         return self._lane.is_alive()
 
-    async def score(self, model: Model, pictures: Sequence[bytes]) -> list[tuple[Score, Timing]]:
-        """Score pictures of one request.
+    async def score(
+        self, model: Model, pictures: Sequence[bytes], *, background: bool = False
+    ) -> list[tuple[Score, Timing]]:
+        """Score pictures of one request; they join the queue together, so that they can share a batch.
+
+        Args:
+            model: by which.
+            pictures: encoded.
+            background: whether nobody waits for the answer: such pictures are taken only while no others wait.
 
         Raises:
             QueueFullError: too many wait already; none of these was taken.
             UnreadableImageError: the bytes of one are no picture, or it is too large; which is said.
             StateError: the batcher has been closed.
         """
+        if background:
+            return await self._score_all(model, pictures, self._beside)
         if self._pending + len(pictures) > max(self._max_queue, len(pictures)):
             raise QueueFullError(
                 f"{self._pending} pictures are waiting and at most {self._max_queue} may; try again in a moment"
             )
         self._pending += len(pictures)
-        tasks = [asyncio.ensure_future(self._one(model, data, number)) for number, data in enumerate(pictures, 1)]
         try:
-            return await asyncio.gather(*tasks)
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            raise
+            return await self._score_all(model, pictures, self._waiting)
         finally:
             self._pending -= len(pictures)
 
@@ -134,11 +138,29 @@ class Batcher:
             self._wake.notify()
         self._lane.join()
         self._decoders.shutdown()
-        self._loop.call_soon_threadsafe(_fail, list(self._waiting), _closed())
+        self._loop.call_soon_threadsafe(_fail, [*self._waiting, *self._beside], _closed())
         if self._heads is not None:
             self._heads.shutdown()
 
-    async def _one(self, model: Model, data: bytes, number: int) -> tuple[Score, Timing]:
+    async def _score_all(
+        self, model: Model, pictures: Sequence[bytes], queue: deque[_Job]
+    ) -> list[tuple[Score, Timing]]:
+        tasks = [asyncio.ensure_future(self._prepare(model, data, number)) for number, data in enumerate(pictures, 1)]
+        try:
+            jobs = await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+        with self._wake:
+            if self._closing:
+                raise _closed()
+            queue.extend(jobs)
+            self._wake.notify()
+        return await asyncio.gather(*(job.future for job in jobs))
+
+    async def _prepare(self, model: Model, data: bytes, number: int) -> _Job:
         if self._closing:
             raise _closed()
         try:
@@ -146,13 +168,7 @@ class Batcher:
         except UnreadableImageError as error:
             raise type(error)(f"picture {number} {error}") from error
         future: asyncio.Future[tuple[Score, Timing]] = self._loop.create_future()
-        job = _Job(model, future, size, pixels, time.perf_counter(), Timing(decode=milliseconds))
-        with self._wake:
-            if self._closing:
-                raise _closed()
-            self._waiting.append(job)
-            self._wake.notify()
-        return await future
+        return _Job(model, future, size, pixels, time.perf_counter(), Timing(decode=milliseconds))
 
     def _decode(self, model: Model, data: bytes) -> tuple[tuple[int, int], NDArray[np.uint8], float]:
         if self._closing:
@@ -166,13 +182,14 @@ class Batcher:
         """The lane: batch after batch."""
         while True:
             with self._wake:
-                while not self._waiting and not self._closing:
+                while not self._waiting and not self._beside and not self._closing:
                     self._wake.wait()
                 if self._closing:
                     return
+                queue = self._waiting or self._beside
                 jobs: list[_Job] = []
-                while self._waiting and len(jobs) < self._max_batch:
-                    job = self._waiting.popleft()
+                while queue and len(jobs) < self._max_batch:
+                    job = queue.popleft()
                     if not job.future.cancelled():  # whoever asked has gone
                         jobs.append(job)
             if jobs:

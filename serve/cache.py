@@ -50,6 +50,8 @@ class ModelCache:
     tens of megabytes however many models use it. A model in use is never given up, and neither is the one used last, so
     the limit may be passed while many different ones are in use at the same moment, or by one that is larger.
 
+    What is in ``pinned`` stays, too: somebody waits until every replica holds it.
+
     ``failed`` says why a version that exists could not be loaded; a number that was never given, which any client may
     ask for, leaves no trace.
 
@@ -70,6 +72,7 @@ class ModelCache:
         self._held: OrderedDict[ModelKey, _Held] = OrderedDict()
         self._loading: dict[ModelKey, asyncio.Task[_Held]] = {}
         self.failed: dict[ModelKey, str] = {}
+        self.pinned: set[ModelKey] = set()
 
     @property
     def keys(self) -> list[ModelKey]:
@@ -152,7 +155,7 @@ class ModelCache:
         for key, held in list(self._held.items()):
             if total <= self._limit:
                 break
-            if held.users or key == keep:
+            if held.users or key == keep or key in self.pinned:
                 continue
             del self._held[key]
             total -= held.size

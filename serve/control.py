@@ -18,7 +18,7 @@ from autoad.errors import ArtifactError, PromotionError, UsageError
 from autoad.models import read_manifest
 from autoad.models.parity import ParityPicture, read_parity
 from autoad.models.registry import Registry
-from autoad.schema import PromoteRequest, PromotionResult, RouteEntry
+from autoad.schema import PromoteRequest, PromotionResult, ReplicaEntry, RouteEntry
 from autoad.serve.gate import Ruler, find_discrepancies
 from autoad.serve.replay import Replay, ReplayError
 
@@ -39,16 +39,28 @@ class Control:
         key: the API key for a project.
         poll_seconds: after how long at most a replica knows of a change.
         batch: largest batch of the data plane.
+        most_bytes: of a request to it.
+        name: of this server; its replicas' names begin with it and a dot. Empty for all that share the database.
     """
 
     def __init__(
-        self, registry: Registry, server: str, key: Callable[[str], str], *, poll_seconds: float, batch: int
+        self,
+        registry: Registry,
+        server: str,
+        key: Callable[[str], str],
+        *,
+        poll_seconds: float,
+        batch: int,
+        most_bytes: int = 64 * 2**20,
+        name: str = "",
     ) -> None:
         self._registry = registry
         self._server = server
         self._key = key
         self._poll_seconds = poll_seconds
         self._batch = batch
+        self._most_bytes = most_bytes
+        self._name = name
         self._locks: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def promote(self, project: str, actor: str, name: str, request: PromoteRequest) -> PromotionResult:
@@ -69,8 +81,13 @@ class Control:
             version = await self._choose(project, name, request)
             await asyncio.to_thread(self._registry.stage, name, version, project=project)
             try:
-                replicas = await self._loaded_everywhere(f"{project}/{name}/{version}")
-                pictures, answered = await self._check_parity(project, name, version, replicas)
+                replicas: set[str] = set()
+                pictures = answered = 0
+                # Until nobody has joined while the others were being checked.
+                while joined := await self._loaded_everywhere(f"{project}/{name}/{version}") - replicas:
+                    pictures, more = await self._check_parity(project, name, version, joined)
+                    answered += more
+                    replicas |= joined
                 route = await asyncio.to_thread(self._commit, project, actor, name, version, request)
             except BaseException:
                 await asyncio.shield(asyncio.to_thread(self._registry.unstage, name, version, project=project))
@@ -112,9 +129,11 @@ class Control:
         await asyncio.to_thread(self._registry.delete, name, version, reason=reason, actor=actor, project=project)
 
     async def tidy(self) -> None:
-        """Forget promotions that an earlier control plane did not live to finish."""
+        """Forget promotions that an earlier control plane did not live to finish; another server's may be under way."""
 
         def unstage() -> None:
+            if any(not self._is_mine(replica) for replica in self._registry.replicas(_LIVE_SECONDS)):
+                return
             for (project, name), route in self._registry.routes().items():
                 if route.staged is not None:
                     self._registry.unstage(name, route.staged, project=project)
@@ -139,6 +158,8 @@ class Control:
         return version
 
     def _commit(self, project: str, actor: str, name: str, version: int, request: PromoteRequest) -> RouteEntry:
+        if self._registry.model(name, project).route.staged != version:
+            raise PromotionError(f"the promotion of version {version} of {name!r} was overtaken by another; try again")
         if request.canary is not None:
             return self._registry.set_canary(
                 name, version, request.canary, reason=request.reason, actor=actor, project=project
@@ -151,7 +172,8 @@ class Control:
         """Wait until each live replica has loaded a version; who they are."""
         deadline = time.monotonic() + _LOAD_SECONDS
         while True:
-            replicas = await asyncio.to_thread(self._registry.replicas, _LIVE_SECONDS)
+            living = await asyncio.to_thread(self._registry.replicas, _LIVE_SECONDS)
+            replicas = [replica for replica in living if self._is_mine(replica)]
             for replica in replicas:
                 if reason := replica.failed.get(version):
                     raise PromotionError(f"replica {replica.id} cannot load {version}: {reason}")
@@ -162,6 +184,10 @@ class Control:
                 what = f"replicas {', '.join(waiting)} have" if waiting else "no replica is up that could have"
                 raise PromotionError(f"after {_LOAD_SECONDS:.0f} s {what} not loaded {version}; try again")
             await asyncio.sleep(0.1)
+
+    def _is_mine(self, replica: ReplicaEntry) -> bool:
+        """Whether a replica is this server's: several may share a database, and only its own can be asked here."""
+        return replica.id.startswith(f"{self._name}.") if self._name else True
 
     async def _check_parity(self, project: str, name: str, version: int, replicas: set[str]) -> tuple[int, int]:
         """How many pictures were sent, and how many answers they got."""
@@ -178,7 +204,7 @@ class Control:
         headers = {"Authorization": f"Bearer {self._key(project)}"}
         async with httpx2.AsyncClient(base_url=self._server, headers=headers, timeout=_ASK_SECONDS) as client:
             try:
-                answers = await Replay(client, name, version, pictures, self._batch).run(replicas)
+                answers = await Replay(client, name, version, pictures, self._batch, self._most_bytes).run(replicas)
             except ReplayError as error:
                 raise PromotionError(str(error)) from error
         if found := find_discrepancies(ruler, pictures, answers):

@@ -10,12 +10,14 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import ray
+
 import autoad.search._ray_environment  # noqa: F401  (before Ray)
 from autoad.database import Database, Keys
 from autoad.errors import UsageError
 from autoad.search.cluster import LocalWorkers, check_reachable, join_ray, local_ray
 from autoad.serve._haproxy import configure_haproxy
-from autoad.serve.auth import check_may_listen, is_loopback
+from autoad.serve.auth import check_may_listen
 from autoad.serve.options import ServeOptions
 
 __all__ = ["serve_forever"]
@@ -46,7 +48,8 @@ def serve_forever(
         database.close()
     _check_port(options)
     with tempfile.TemporaryDirectory(prefix="autoad-serve-") as folder:
-        configure_haproxy(Path(folder))
+        if not address:  # a cluster's processes have an environment of their own
+            configure_haproxy(Path(folder))
         with _ray(options, address) as check:
             from ray import serve
 
@@ -55,7 +58,8 @@ def serve_forever(
             serve.start(http_options={"host": options.host, "port": options.port}, proxy_location="EveryNode")
             try:
                 serve.run(build(options), name=_APPLICATION, route_prefix="/")
-                ready(f"http://{'127.0.0.1' if is_loopback(options.host) else options.host}:{options.port}")
+                host = f"[{options.host}]" if ":" in options.host else options.host
+                ready(f"http://{host}:{options.port}")
                 while not stop.wait(_CHECK_SECONDS):
                     check()
             finally:
@@ -69,12 +73,28 @@ def _ray(options: ServeOptions, address: str) -> Iterator[Callable[[], None]]:
     if address:
         check_reachable(address)
         with join_ray(address, backbones=(), cuda=False, alone=False) as cluster:
+            _check_alone(address)
             yield cluster.check
         return
     # Serve's own actors ask for no processor; replicas ask for one each, whatever they really use.
     own = LocalWorkers(max(os.cpu_count() or 1, options.max_replicas), gpus_each=0.0)
     with local_ray(own):
         yield own.check
+
+
+def _check_alone(address: str) -> None:
+    """Refuse a cluster on which Serve runs: where it listens cannot be changed, and ending it would end all of it.
+
+    Raises:
+        UsageError: it does.
+    """
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    with contextlib.suppress(ValueError):
+        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        raise UsageError(
+            f"Ray Serve runs on the cluster {address} already; deploy there with: serve deploy serve/config.yaml"
+        )
 
 
 def _check_port(options: ServeOptions) -> None:

@@ -38,16 +38,25 @@ class Replay:
         version: to be asked for by number.
         pictures: the parity set.
         batch: most pictures of one request.
+        most_bytes: of one request.
     """
 
     def __init__(
-        self, client: httpx2.AsyncClient, name: str, version: int, pictures: Sequence[ParityPicture], batch: int
+        self,
+        client: httpx2.AsyncClient,
+        name: str,
+        version: int,
+        pictures: Sequence[ParityPicture],
+        batch: int,
+        most_bytes: int,
     ) -> None:
         self._client = client
         self._path = f"/v1/models/{name}/score"
         self._version = version
         self._pictures = pictures
-        self._batch = max(2, min(batch, len(pictures)))
+        largest = max(len(picture.data) for picture in pictures)
+        # A tenth for what a form adds. One picture is what every server takes.
+        self._batch = max(1, min(batch, len(pictures), int(0.9 * most_bytes) // largest))
 
     async def run(self, replicas: Collection[str]) -> list[Answer]:
         """Every picture alone and in the largest batches, then more of both until each of ``replicas`` has answered.

@@ -14,17 +14,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, cast
-
-import psutil
+from typing import Protocol, TypeVar, cast
 
 from autoad.errors import StateError
 from autoad.features import EnginePool
 from autoad.models import Calibration, Score
 from autoad.schema import RouteEntry
-from autoad.serve.batching import Batcher, QueueFullError, Timing
+from autoad.search.memory import free_memory
+from autoad.serve.batching import Batcher, Timing
 from autoad.serve.cache import ModelCache, ModelKey
 from autoad.serve.metrics import Metrics
 from autoad.serve.options import ServeOptions
@@ -35,6 +35,7 @@ __all__ = ["Answer", "RouteSource", "Scorer"]
 _logger = logging.getLogger(__name__)
 _BEAT_SECONDS = 2.0
 _Routes = dict[tuple[str, str], RouteEntry]
+_T = TypeVar("_T")
 
 
 class RouteSource(Protocol):
@@ -97,6 +98,7 @@ class Scorer:
         self._shadows: deque[tuple[ModelKey, list[bytes], list[Score]]] = deque()
         self._shadow_wake = asyncio.Event()
         self._batcher: Batcher | None = None
+        self._asking = ThreadPoolExecutor(1, "autoad-database")
         self._beaten: tuple[list[str], dict[str, str]] | None = None
         self._cache = ModelCache(
             source,
@@ -139,21 +141,22 @@ class Scorer:
             max_pixels=self._options.max_pixels,
             observe=self._metrics.observe_batch,
         )
+        routes: _Routes = {}
         try:
-            self._mark = await asyncio.to_thread(self._source.mark)
-            routes = await asyncio.to_thread(self._source.routes)
+            # Until nothing has changed while its champions were being loaded.
+            while (mark := await self._apart(self._source.mark)) != self._mark:
+                routes = await self._apart(self._source.routes)
+                self._mark = mark
+                self._needed = {key for route in routes.values() for key in _needed(route)}
+                for key in [key for route in routes.values() for key in _answering(route)][: self._options.preload]:
+                    await self._load(key)
         except Exception as error:
             await self.stop()
             raise StateError(f"the routes cannot be read ({type(error).__name__}); is the database up?") from error
-        self._needed = {key for route in routes.values() for key in _needed(route)}
-        wanted = [key for route in routes.values() if route.champion is not None for key in _needed(route)[:1]]
-        for key in wanted[: self._options.preload]:
-            await self._load(key)
         self._routes = routes
-        for owner, route in routes.items():  # whoever promotes waits for every replica, this one too
-            if route.staged is not None:
-                staged = ModelKey(route.project, route.name, route.staged)
-                self._adopting[owner] = asyncio.create_task(self._adopt(owner, route, [staged]))
+        for owner, route in list(routes.items())[: self._options.preload]:
+            # What a rollback goes back to, and what somebody is promoting: they wait for every replica, this one too.
+            self._adopting[owner] = asyncio.create_task(self._adopt(owner, route))
         self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._score_shadows(self._batcher))]
 
     async def stop(self) -> None:
@@ -165,7 +168,8 @@ class Scorer:
         if self._batcher is not None:
             await asyncio.to_thread(self._batcher.close)
         with contextlib.suppress(Exception):  # without it, others find out a few seconds later
-            await asyncio.to_thread(self._leave)
+            await self._apart(self._leave)
+        self._asking.shutdown()
 
     def check(self) -> None:
         """Raise if this replica can score no more and should be replaced.
@@ -214,13 +218,13 @@ class Scorer:
         beaten = 0.0
         while True:
             try:
-                mark = await asyncio.to_thread(self._source.mark)
+                mark = await self._apart(self._source.mark)
                 if mark != self._mark:
-                    self._take(await asyncio.to_thread(self._source.routes))
+                    self._take(await self._apart(self._source.routes))
                     self._mark = mark
                 holds = self._holds()
                 if holds != self._beaten or time.monotonic() - beaten > _BEAT_SECONDS:
-                    await asyncio.to_thread(self._beat, *holds)
+                    await self._apart(self._beat, *holds)
                     self._beaten, beaten = holds, time.monotonic()
                 if self._out_of_reach:
                     _logger.warning("the database can be reached again")
@@ -249,6 +253,7 @@ class Scorer:
     def _take(self, routes: _Routes) -> None:
         """Take over each route that has changed, once what it needs is loaded."""
         self._needed = {key for route in routes.values() for key in _needed(route)}
+        self._cache.pinned = {key for key in self._needed if routes[key.project, key.name].staged == key.version}
         for owner, route in routes.items():
             if route == self._routes.get(owner):
                 continue
@@ -258,21 +263,27 @@ class Scorer:
             before = self._adopting.pop(owner, None)
             if before is not None:
                 before.cancel()
-            missing = [key for key in _needed(route) if key not in self._cache.keys]
-            for key in missing:
-                self._cache.failed.pop(key, None)  # why it failed before must not be taken for why it fails now
-            if not missing:
+            held = self._cache.keys
+            for key in _needed(route):
+                if key not in held:
+                    self._cache.failed.pop(key, None)  # why it failed before must not be taken for why it fails now
+            if all(key in held for key in _answering(route)):
                 self._routes = {**self._routes, owner: route}
-                continue
-            task = asyncio.create_task(self._adopt(owner, route, missing))
-            self._adopting[owner] = task
+            self._adopting[owner] = asyncio.create_task(self._adopt(owner, route))
 
-    async def _adopt(self, owner: tuple[str, str], route: RouteEntry, missing: Sequence[ModelKey]) -> None:
-        for key in missing:
+    async def _adopt(self, owner: tuple[str, str], route: RouteEntry) -> None:
+        """Take a route over as soon as those are loaded that will answer; then load the others that it names."""
+        for key in _answering(route):
             await self._load(key)
         # What could not be loaded is told to those who ask for it; the database has decided.
         self._routes = {**self._routes, owner: route}
+        for key in _needed(route):
+            await self._load(key)
         self._adopting.pop(owner, None)
+
+    async def _apart(self, call: Callable[..., _T], *arguments: object) -> _T:
+        """Ask the database in a thread of its own: loading models may occupy all others."""
+        return await asyncio.get_running_loop().run_in_executor(self._asking, call, *arguments)
 
     async def _load(self, key: ModelKey) -> None:
         try:
@@ -297,10 +308,7 @@ class Scorer:
             key, pictures, scores = self._shadows.popleft()
             try:
                 async with self._cache.use(key) as model:
-                    answers = await batcher.score(model, pictures)
-            except QueueFullError:  # those who wait for an answer come first
-                self._metrics.count_shadow(key.project, key.name, key.version, "dropped", len(pictures))
-                continue
+                    answers = await batcher.score(model, pictures, background=True)
             except Exception as error:
                 _logger.warning("the shadow %s could not score: %s", key, error)
                 self._metrics.count_shadow(key.project, key.name, key.version, "failed", len(pictures))
@@ -310,11 +318,16 @@ class Scorer:
                 self._metrics.count_shadow(key.project, key.name, key.version, outcome)
 
 
+def _answering(route: RouteEntry) -> list[ModelKey]:
+    """The versions that a route sends requests to."""
+    return [ModelKey(route.project, route.name, v) for v in (route.champion, route.canary) if v is not None]
+
+
 def _needed(route: RouteEntry) -> list[ModelKey]:
-    """The versions that a route sends requests to, and the one that is to be checked."""
+    """All versions that a route names, those that are wanted first, first."""
     versions = (route.champion, route.staged, route.canary, route.shadow, route.previous)
     return [ModelKey(route.project, route.name, v) for v in dict.fromkeys(versions) if v is not None]
 
 
 def _default_memory(options: ServeOptions) -> int:
-    return int(psutil.virtual_memory().available / 2 / options.max_replicas)
+    return int(free_memory() / 2 / options.max_replicas)

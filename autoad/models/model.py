@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -133,11 +134,14 @@ class Model:
         """What calibration makes of a raw score and map; ``size`` is the original picture's height and width.
 
         Raises:
-            ArtifactError: the model was saved but never calibrated.
+            ArtifactError: the model was saved but never calibrated, or the score is no finite number: a verdict on it
+                would be "normal".
         """
         calibration = self.manifest.calibration
         if calibration is None:
             raise ArtifactError(f"the model {self.name!r} was never calibrated; search again to get a finished one")
+        if not math.isfinite(score):
+            raise ArtifactError(f"the model {self.name!r} gives the score {score} to a picture; promote another one")
         regions = None
         if anomaly_map is not None and calibration.pixel_threshold is not None:
             regions = find_regions(anomaly_map, calibration.pixel_threshold, size)

@@ -139,9 +139,11 @@ def cut_off_a_node(bed: Testbed) -> None:
     print(f"\nnode cut off: its trial was begun again after {time.monotonic() - cut:.1f} s")
     result = finish(search)
     check(bed, result, 5)
-    keys = bed.objects(bucket)
-    names = [key.rpartition("/")[2] for key in keys]
-    assert all(key == f"autoad/default/pictures/{name[:2]}/{name}" for key, name in zip(keys, names, strict=True))
+    kept = [key.split("/") for key in bed.objects(bucket)]
+    assert all(its[:2] == ["autoad", "default"] and its[3] == its[4][:2] for its in kept)
+    assert {its[2] for its in kept} == {"pictures", "models"}
+    assert sum(its[2] == "models" for its in kept) == 4, "tensors, manifest, card and parity set of one version"
+    names = [its[4] for its in kept if its[2] == "pictures"]
     assert hashes(bed.head.root / "pictures" / "train") & set(names)
     assert fetched(bed.node) <= set(names)
     assert fetched(bed.node)

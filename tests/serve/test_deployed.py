@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from autoad.data import read_dataset
+from autoad.errors import ServerError
 from autoad.models import Model
 from tests.serve.deployed import Deployment, Load, deploy
 from tests.serve.factory import add_model, make_state
@@ -139,6 +140,14 @@ def test_a_process_that_dies_costs_clients_with_retries_nothing(
     server: Deployment, pictures: list[bytes], expected: dict[int, list[float]], fault: str
 ) -> None:
     recover(server, pictures, expected, fault)
+
+
+def test_what_the_control_plane_refuses_is_told_as_it_is(server: Deployment) -> None:
+    with server.connect() as admin:
+        for path, status in (("bottle/promote", 404), ("nothing/rollback", 404)):
+            with pytest.raises(ServerError, match="unknown") as raised:
+                admin.post(f"/v1/models/{path}", {"version": 99} if "promote" in path else {})
+            assert (raised.value.status, raised.value.code) == (status, "unknown_name")
 
 
 def test_a_second_server_on_the_port_is_refused(server: Deployment, state: Path) -> None:
