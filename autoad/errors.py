@@ -16,7 +16,8 @@
     |-- StorageFullError            the disk has no room for what must be kept
     |-- TrialError                  a trial could not be carried out (its reason goes on the leaderboard)
     |   `-- TrialMemoryError        it needs more memory than it may have
-    |-- StateError                  the metadata cannot be written, or the machinery does not come up; resume later
+    |-- StateError                  the metadata cannot be written, the machinery does not come up, or a server cannot
+    |                               answer yet; resume or ask again later
     |-- PromotionError              a model may not answer: it cannot be loaded, or scores otherwise than evaluated
     |-- ServerError                 the server refused a request or failed
     |-- UnreachableError            there is no server at that address (exit code 4)
@@ -168,7 +169,10 @@ class TrialMemoryError(TrialError):
 
 
 class StateError(AutoADError):
-    """A search had to stop, but what it has done is kept: resume it when the cause is mended."""
+    """A search had to stop, but what it has done is kept: resume it when the cause is mended.
+
+    Or a server cannot answer now (it starts, or one of its processes is being started again): ask again.
+    """
 
 
 class LeaseLostError(AutoADError):

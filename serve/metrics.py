@@ -33,7 +33,7 @@ class Metrics:
         )
         self._latency = Histogram(
             "autoad_request_seconds",
-            "From the first byte read to the reply, of requests that were scored.",
+            "From when the body has been read to the scores, of requests that were scored.",
             _MODEL,
             buckets=_SECONDS,
             registry=registry,

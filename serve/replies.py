@@ -48,7 +48,7 @@ class TimingReply(BaseModel):
         queue: waiting for the batch before.
         forward: backbone, its share of the batch.
         head: the model itself, and what calibration makes of its answer.
-        total: from the first byte to the reply.
+        total: from before the body is read to the scores; making the reply comes after that.
     """
 
     read: float

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import typer
 
+from autoad import errors
 from autoad.algorithms import ALGORITHMS
 from autoad.cli import app
 from autoad.settings import Settings
@@ -15,19 +17,44 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_every_command_and_option_is_in_the_readme() -> None:
+def all_commands() -> dict[str, Any]:
     commands = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     groups = {name: command for name, command in commands.items() if hasattr(command, "commands")}
     assert "keys" in groups
     for group, command in groups.items():
         del commands[group]
         commands |= {f"{group} {name}": below for name, below in command.commands.items()}
-    for name, command in commands.items():
+    return commands
+
+
+def test_every_command_and_option_is_in_the_readme() -> None:
+    for name, command in all_commands().items():
         assert f"autoad {name}" in README
         for parameter in command.params:
             for option in parameter.opts:
                 if option.startswith("--") and option not in {"--help", "--json"}:
                     assert f"`{option}" in README, f"{name} {option}"
+
+
+def test_commands_with_json_and_exit_codes_are_those_of_the_readme() -> None:
+    silent = {
+        name
+        for name, command in all_commands().items()
+        if not any("--json" in parameter.opts for parameter in command.params)
+    }
+    assert silent == {"serve"}
+    assert "every command but `serve` has `--json`" in README
+    told = re.search(r"Exit codes: ([^(]*)", README)
+    assert told is not None
+    listed = {int(number) for number in re.findall(r"\b\d+\b", told[1])}
+    raised = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "exit_code")}
+    assert listed == raised | {0, 130}
+
+
+def test_every_package_is_once_in_the_architecture() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \|", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    assert "cluster" in rows
+    assert len(rows) == len(set(rows))
 
 
 def test_every_setting_and_algorithm_is_in_the_readme() -> None:

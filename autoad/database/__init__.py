@@ -1,8 +1,9 @@
-"""The metadata database: searches and their trials.
+"""The metadata database: searches and their trials, versions of models and their routes, API keys, replicas.
 
-It is the truth about a search: a trial's row is committed before the sampler hears of the result. Only the driver of a
-search and the command line open it; workers never do. SQLite by default (write-ahead log, for a local disk), any
-SQLAlchemy address through ``AUTOAD_DATABASE_URL``. Pictures and models are files, not rows.
+It is the truth about a search: a trial's row is committed before the sampler hears of the result. The command line, the
+driver of a search, and a server's replicas and control plane open it; workers of a search never do. SQLite by default
+(write-ahead log, for a local disk), any SQLAlchemy address through ``AUTOAD_DATABASE_URL``. Pictures and models are
+files, not rows.
 """
 
 from __future__ import annotations
