@@ -345,7 +345,7 @@ class RouteChangeEntry(_Record):
 
 
 class ModelEntry(_Record):
-    """A model: its route, versions (newest first) and history (newest first)."""
+    """A model: its route, versions (newest first) and history (newest first; empty where a server lists models)."""
 
     name: str
     route: RouteEntry

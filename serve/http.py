@@ -203,8 +203,8 @@ def create_app(
 
     @app.get("/v1/models", responses=_errors(), summary="List models", tags=["models"])
     async def models(identity: Identity = may_score) -> list[ModelEntry]:
-        """All models of the key's project, with their versions, routes and history."""
-        return await asyncio.to_thread(registry.models, identity.project)
+        """All models of the key's project, with versions and routes; the history only comes with a single model."""
+        return await asyncio.to_thread(registry.models, identity.project, histories=False)
 
     @app.get("/v1/models/{name}", responses=_errors(400, 404), summary="Show a model", tags=["models"])
     async def model(name: _Name, identity: Identity = may_score) -> ModelEntry:

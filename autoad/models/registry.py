@@ -117,15 +117,15 @@ class Registry:
         """
         self._files.check(self._default_project)
 
-    def models(self, project: str | None = None) -> list[ModelEntry]:
-        """All models, by name."""
+    def models(self, project: str | None = None, *, histories: bool = True) -> list[ModelEntry]:
+        """All models, by name; without ``histories`` theirs are left empty, which saves a query for each."""
         project = project or self._default_project
         by_name: defaultdict[str, list[ModelVersion]] = defaultdict(list)
         for row in self._tables.versions(project):
             by_name[row.name].append(row)
         routes = self._tables.routes()
         return [
-            self._model(name, rows, routes.get((project, name), self._no_route(project, name)))
+            self._model(name, rows, routes.get((project, name), self._no_route(project, name)), history=histories)
             for name, rows in sorted(by_name.items())
         ]
 
@@ -372,9 +372,10 @@ class Registry:
     def _no_route(project: str, name: str) -> RouteEntry:
         return RouteEntry(project=project, name=name, generation=0)
 
-    def _model(self, name: str, rows: Sequence[ModelVersion], route: RouteEntry) -> ModelEntry:
+    def _model(self, name: str, rows: Sequence[ModelVersion], route: RouteEntry, *, history: bool = True) -> ModelEntry:
         versions = [self._entry(row, route) for row in rows]
-        return ModelEntry(name=name, route=route, versions=versions, history=self._tables.history(route.project, name))
+        lines = self._tables.history(route.project, name) if history else []
+        return ModelEntry(name=name, route=route, versions=versions, history=lines)
 
     @staticmethod
     def _entry(row: ModelVersion, route: RouteEntry) -> ModelVersionEntry:

@@ -303,6 +303,21 @@ def test_history_says_who_did_what_when_and_why(three: Registry) -> None:
     assert before <= times[-1] <= times[0] <= datetime.datetime.now(datetime.UTC)
 
 
+def test_models_are_listed_with_histories_or_without_asking_for_them(
+    three: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three.promote("bottle", 1, **WHY)
+    [full] = three.models()
+    assert full == three.model("bottle")
+    assert len(full.history) == 1
+
+    def asked(*_: object) -> None:
+        raise AssertionError("the history was asked for")
+
+    monkeypatch.setattr(three._tables, "history", asked)
+    assert three.models(histories=False) == [full.model_copy(update={"history": []})]
+
+
 def test_staging_is_for_one_version_at_a_time_and_leaves_no_history(three: Registry) -> None:
     assert three.stage("bottle", 2).staged == 2
     assert three.stage("bottle", 3).staged == 3

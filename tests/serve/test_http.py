@@ -164,6 +164,7 @@ def test_promotion_rollback_and_deletion(plant: Any, serve: Serve) -> None:
         ]
         listed = (await client.get("/v1/models")).json()
         assert [model["name"] for model in listed] == ["belt", "gravel"]
+        assert listed[1] == shown | {"history": []}
         await client.post("/v1/models/gravel/promote", json={"version": 2, "reason": "again"})
         for role in ("canary", "shadow"):
             options = {"canary": 0.5} if role == "canary" else {"shadow": True}
