@@ -82,7 +82,7 @@ class ModelCache:
     @property
     def size(self) -> int:
         """Bytes of all models held."""
-        return sum(held.size for held in self._held.values())
+        return sum(held.size for held in list(self._held.values()))  # copied: metrics are written in a thread
 
     @asynccontextmanager
     async def use(self, key: ModelKey) -> AsyncIterator[Model]:

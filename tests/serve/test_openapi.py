@@ -66,6 +66,8 @@ def test_replies_are_those_of_the_document(schema: Any, method: str, path: str, 
     # Names and versions made from their patterns are hardly ever those of a model; some are left as they are.
     names = strategies.sampled_from(["gravel", "gravel", "belt", None])
     versions = strategies.sampled_from([None, "1", "champion", "canary", "made"])
+    document = describe_api()["paths"][path][method]
+    read = {parameter["name"] for parameter in document.get("parameters", []) if parameter["in"] == "query"}
     statuses: Counter[int] = Counter()
 
     @hypothesis.settings(
@@ -84,6 +86,8 @@ def test_replies_are_those_of_the_document(schema: Any, method: str, path: str, 
                 case.query["version"] = version
             if version is None:
                 case.query.pop("version", None)
+        else:  # parameters that nobody reads are no fault
+            hypothesis.assume(set(case.query or {}) <= read)
         response = case.call()
         statuses[response.status_code] += 1
         case.validate_response(response, checks=CHECKS)
