@@ -60,7 +60,7 @@ class _NoControl:
     async def call(self, method: str, *arguments: Any) -> Any:
         raise NotImplementedError
 
-    async def metrics(self) -> bytes:
+    async def metrics(self, project: str | None) -> bytes:
         return b""
 
     @contextlib.asynccontextmanager
