@@ -2,17 +2,18 @@
 
     python benchmarks/many_models.py FOLDER [--models 100] [--rounds 3]
 
-Half are PatchCore with a 1 % coreset and a blur of their own, half DFM with a share of variance of their own, all of
-FOLDER's pictures (MVTec AD layout); they share one engine. Each round measures pictures a second by 16 threads of the
-product's client against one model, then against all in turn; the replica's resident memory is read with one model
-loaded, and with all, beside what their heads take on disk. A last pass kills the replica and times the first score of
-its successor.
+Half are PatchCore with a 1 % coreset, half DFM, of FOLDER's pictures (MVTec AD layout): copies of two that were fitted,
+which a server loads one by one all the same. Each round measures pictures a second by 16 threads of the product's
+client against one model of each kind, then against all in turn. The replica's resident memory is read with these two
+loaded, and with all, beside what the heads take on disk. Last the replica is killed, and its successor's first score
+timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import shutil
 import statistics
 import tempfile
 import threading
@@ -22,6 +23,9 @@ from pathlib import Path
 
 from autoad.client import Connection
 from autoad.data import read_dataset
+from autoad.database import Database
+from autoad.models import read_manifest, write_manifest
+from autoad.models.registry import Registry
 from tests.serve.deployed import Deployment, deploy
 from tests.serve.factory import add_model, make_state
 
@@ -39,19 +43,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         state = make_state(Path(scratch) / "state")
         dataset = read_dataset(arguments.folder)
+        database = Database(state)
+        registry = Registry(database, state)
+        fitted = [
+            registry.open(one.name, one.version)
+            for one in (
+                add_model(state, dataset, "fitted-patchcore", "patchcore", coreset_sampling_ratio=0.01),
+                add_model(state, dataset, "fitted-dfm", "dfm"),
+            )
+        ]
         names = [f"model-{number}" for number in range(arguments.models)]
-        heads = 0
         for number, name in enumerate(names):
-            if number % 2:
-                entry = add_model(state, dataset, name, "dfm", pca_level=0.9 + 0.0009 * number)
-            else:
-                entry = add_model(
-                    state, dataset, name, "patchcore", coreset_sampling_ratio=0.01, sigma=3 + 0.01 * number
-                )
-            heads += (state.data_dir / f"models/default/{name}/{entry.version}/model.safetensors").stat().st_size
+            _copy(registry, fitted[number % 2], name, Path(scratch) / "copy")
+        database.close()
+        heads = sum((fitted[number % 2] / "model.safetensors").stat().st_size for number in range(len(names)))
         pictures = [picture.read() for picture in dataset.pictures if "test" in picture.path.parts][:64]
         with deploy(state.data_dir, "--replicas", "1") as server:
-            one = names[:1]
+            one = names[:2]
             _send(server, one, pictures, 2)
             alone = _memory(server)
             _send(server, names, pictures, len(names) / 4)
@@ -63,11 +71,20 @@ def main() -> None:
                 )
             starts = [_restart(server, names[0], pictures[0]) for _ in range(arguments.rounds)]
     ratios = [many / single for single, many in rows]
-    print(f"one model: {statistics.median(single for single, _ in rows):.1f} pictures/s")
+    print(f"one of each kind: {statistics.median(single for single, _ in rows):.1f} pictures/s")
     print(f"{arguments.models} models: {statistics.median(many for _, many in rows):.1f} pictures/s")
     print(f"ratio: {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
-    print(f"resident memory: {alone:.0f} MB with one, {every:.0f} MB with all; heads take {heads / 1e6:.0f} MB on disk")
+    print(f"resident memory: {alone:.0f} MB with two, {every:.0f} MB with all; heads take {heads / 1e6:.0f} MB on disk")
     print(f"killed replica to the next first score: {', '.join(f'{seconds:.1f}' for seconds in starts)} s")
+
+
+def _copy(registry: Registry, folder: Path, name: str, scratch: Path) -> None:
+    """Register a copy of an artifact as another search's."""
+    shutil.copytree(folder, scratch)
+    manifest = read_manifest(scratch)
+    provenance = manifest.provenance.model_copy(update={"search": name})
+    write_manifest(scratch, manifest.model_copy(update={"name": name, "provenance": provenance}))
+    registry.register(scratch, name)
 
 
 def _send(server: Deployment, names: Sequence[str], pictures: Sequence[bytes], seconds: float) -> float:

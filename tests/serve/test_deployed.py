@@ -5,22 +5,28 @@ Each fault comes once here, and five times with ``make faults``, which prints ho
 
 from __future__ import annotations
 
+import io
 import itertools
 import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
+import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from autoad.data import read_dataset
 from autoad.errors import ServerError
 from autoad.models import Model
 from tests.serve.deployed import Deployment, Load, deploy
 from tests.serve.factory import add_model, make_state
+from tests.serve.mutation import encodings, mutated
 
 FAULTS = ("replica", "controller", "proxy")
 ROUNDS = 5
@@ -174,3 +180,24 @@ def test_ten_promotions_and_five_thousand_requests(
 ) -> None:
     load = promote_under_load(server, pictures, expected, turns=10, replies=5000)
     print(f"\n{len(load.replies)} requests during 10 promotions and rollbacks with canaries: 0 lost, all as named")
+
+
+@pytest.mark.faults
+def test_two_thousand_mutated_pictures_leave_memory_flat(server: Deployment, pictures: list[bytes]) -> None:
+    sound = list(encodings(Image.open(io.BytesIO(pictures[0]))))
+    rng = np.random.default_rng(0)
+    statuses: Counter[int] = Counter()
+
+    def send(count: int) -> float:
+        for _ in range(count):
+            reply = client.post("/v1/models/bottle/score", content=mutated(sound, rng))
+            statuses[reply.status_code] += 1
+        return sum(child.memory_info().rss for child in server.children("replica")) / 1e6
+
+    with httpx2.Client(base_url=server.address, headers={"Content-Type": "image/png"}, timeout=60) as client:
+        before = send(500)
+        after = send(1500)
+    print(f"\nreplies to 2,000 mutated pictures: {dict(statuses)}; replicas {before:.0f} MB, at the end {after:.0f} MB")
+    assert sum(statuses.values()) == 2000
+    assert set(statuses) <= {200, 400, 413, 422}
+    assert after < 1.05 * before

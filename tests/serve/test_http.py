@@ -6,7 +6,7 @@ import io
 import json
 import re
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from autoad.serve import faults
 from autoad.serve.auth import internal_key
 from autoad.serve.faults import ErrorReply
 from autoad.serve.http import describe_api
+from tests.serve.mutation import encodings, mutated
 
 ROOT = Path(__file__).parent.parent.parent
 SCORE = "/v1/models/gravel/score"
@@ -608,40 +609,6 @@ def test_replies_are_counted(plant: Any, serve: Serve) -> None:
 
 
 # Hostile pictures.
-
-
-def encodings(image: Image.Image) -> Iterator[bytes]:
-    for kind, options in [
-        ("PNG", {}),
-        ("JPEG", {"quality": 90}),
-        ("JPEG", {"progressive": True}),
-        ("BMP", {}),
-        ("TIFF", {"compression": "tiff_lzw"}),
-        ("TIFF", {}),
-        ("WEBP", {"quality": 80}),
-        ("WEBP", {"lossless": True}),
-    ]:
-        buffer = io.BytesIO()
-        image.save(buffer, kind, **options)
-        yield buffer.getvalue()
-
-
-def mutated(sound: list[bytes], rng: np.random.Generator) -> bytes:
-    """A picture with flipped bits, cut short, with another's bytes in it, or all of that."""
-    data = bytearray(sound[rng.integers(len(sound))])
-    kinds = rng.integers(1, 8)
-    if kinds & 1:
-        first = 64 if rng.random() < 0.5 else len(data)  # headers matter most
-        for _ in range(rng.integers(1, 9)):
-            data[rng.integers(min(first, len(data)))] ^= 1 << rng.integers(8)
-    if kinds & 2:
-        other = sound[rng.integers(len(sound))]
-        start, length = rng.integers(len(other)), rng.integers(1, 200)
-        at = rng.integers(len(data))
-        data[at : at + length] = other[start : start + length]
-    if kinds & 4:
-        del data[rng.integers(1, len(data)) :]
-    return bytes(data)
 
 
 def test_three_hundred_mutated_pictures(plant: Any, serve: Serve) -> None:
