@@ -55,7 +55,7 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
             f"<code>{escape(kind)}</code> {_type(media.get('schema', {}))}" for kind, media in body["content"].items()
         )
         rows.append(_row("body", f"{escape(body.get('description', ''))} {kinds}"))
-    for status, reply in operation["responses"].items():
+    for status, reply in sorted(operation["responses"].items(), key=lambda one: str(one[0])):
         types = " ".join(_type(media.get("schema", {})) for media in reply.get("content", {}).values())
         rows.append(_row(f"reply {escape(str(status))}", f"{escape(reply.get('description', ''))} {types}"))
     text = escape(operation.get("description", operation.get("summary", "")))
