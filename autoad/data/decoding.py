@@ -80,12 +80,12 @@ class _QuietPillow:
 _quiet_pillow = _QuietPillow()
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode_image(data: bytes, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
     """Decode a PNG, JPEG, BMP, TIFF or WebP picture.
 
     Args:
         data: the file's bytes; the format is recognised by content.
-        max_pixels: a picture with more is refused before it is decoded.
+        max_pixels: a picture with more is refused before it is decoded; ``MAX_PIXELS`` unless told otherwise.
 
     Returns:
         RGB pixels, ``[H, W, 3]`` uint8, upright; the module's docstring says how other modes become RGB.
@@ -167,8 +167,9 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _decoded(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def _decoded(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Image]:
     """The first frame, decoded and upright, in the file's own mode."""
+    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     if not data:
         raise UnreadableImageError("is empty (0 bytes)")
     try:

@@ -35,13 +35,21 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, dict[str, float]]:
-    """By case: MiB that fitting and predicting took, and were said to take."""
+    """By case: MiB that fitting and predicting took, and were said to take.
+
+    The smaller of two measurements: a kernel that takes pages of mapped files back meanwhile makes one too large.
+    """
     script = Path(__file__).with_name("_measure_memory.py")
+    twice = [case for case in CASES for _ in range(2)]
     done = subprocess.run(
-        [sys.executable, str(script)], input=json.dumps(CASES), capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, str(script)], input=json.dumps(twice), capture_output=True, text=True, check=True, timeout=600
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return {json.dumps(case): line for case, line in zip(CASES, lines, strict=True)}
+    assert len(lines) == len(twice)
+    return {
+        json.dumps(case): {key: min(first[key], second[key]) for key in first}
+        for case, first, second in zip(CASES, lines[::2], lines[1::2], strict=True)
+    }
 
 
 def test_every_algorithm_is_measured_at_two_sizes() -> None:

@@ -47,6 +47,7 @@ for turn in range(each):
     except UsageError as error:
         if "already" not in str(error) and "no previous" not in str(error):
             raise
+    time.sleep(0.01)  # or one may be through before the other is let onto a processor
 print(json.dumps({"versions": mine, "generations": done}))
 """
 
