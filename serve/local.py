@@ -10,8 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import ray
-
 import autoad.search._ray_environment  # noqa: F401  (before Ray)
 from autoad.database import Database, Keys
 from autoad.errors import UsageError
@@ -88,6 +86,7 @@ def _check_alone(address: str) -> None:
     Raises:
         UsageError: it does.
     """
+    import ray
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
     with contextlib.suppress(ValueError):
