@@ -61,12 +61,14 @@ def deploy(state: Path, *arguments: str, **environment: str) -> Iterator[Deploym
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
     log = state / "serve.log"
+    # What this process has imported has set some of Ray's variables; a user's shell has none of them.
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "autoad.cli", "serve", "--port", str(port), *arguments],
             stdout=output,
             stderr=output,
-            env=os.environ | {"AUTOAD_DATA_DIR": str(state)} | environment,
+            env=own | {"AUTOAD_DATA_DIR": str(state)} | environment,
         )
     try:
         deadline = time.monotonic() + READY_SECONDS
