@@ -1,8 +1,7 @@
 """How Ray Serve's HAProxy is set up, which it reads from the environment when it is imported.
 
 With HAProxy the connections of clients end in a compiled proxy, and the ingress replica that scores reads the request
-itself: with bodies of 200 kB that was 15 times the requests per second of Serve's own proxy (measured; see
-``benchmarks/README.md``).
+itself: ARCHITECTURE.md says what that is worth.
 
 HAProxy's exporter and its statistics page would listen on every interface, and its files lie in ``/tmp`` for anybody to
 read. Here each server has ports and a folder of its own, and a script in HAProxy's place binds those two pages to

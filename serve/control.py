@@ -158,8 +158,6 @@ class Control:
         return version
 
     def _commit(self, project: str, actor: str, name: str, version: int, request: PromoteRequest) -> RouteEntry:
-        if self._registry.model(name, project).route.staged != version:
-            raise PromotionError(f"the promotion of version {version} of {name!r} was overtaken by another; try again")
         if request.canary is not None:
             return self._registry.set_canary(
                 name, version, request.canary, reason=request.reason, actor=actor, project=project

@@ -33,7 +33,8 @@ class ServeOptions(BaseModel):
         max_held_bytes: of bodies that a replica holds at once, whoever sent them; more are refused with 429. At least
             one request's.
         max_pixels: of one picture.
-        max_shadow: most pictures that wait to be scored by shadows; more are dropped and counted.
+        max_shadow: most pictures that wait to be scored by shadows, of no more bytes than one request; others are
+            dropped and counted.
         rate: pictures a second for each API key; None for no limit.
         models_memory: bytes of models that a replica holds; None for its share of half the free memory.
         poll_seconds: after how long a replica knows of a change of a route.

@@ -292,8 +292,8 @@ class Scorer:
             _logger.warning("%s cannot be loaded: %s", key, error)
 
     def _shadow(self, key: ModelKey, pictures: list[bytes], scores: list[Score]) -> None:
-        waiting = sum(len(scores) for _, _, scores in self._shadows)
-        if waiting + len(pictures) > self._options.max_shadow:
+        waiting = [data for _, others, _ in self._shadows for data in others] + pictures
+        if len(waiting) > self._options.max_shadow or sum(map(len, waiting)) > self._options.max_request_bytes:
             self._metrics.count_shadow(key.project, key.name, key.version, "dropped", len(pictures))
             return
         self._shadows.append((key, pictures, scores))

@@ -242,13 +242,14 @@ class Registry:
         """Make a version the champion, and the champion the previous one. Only the alias moves; checks come before.
 
         Raises:
-            UsageError: there is no such version, or it is the champion already.
+            UsageError: there is no such version, it is the champion already, or another is being promoted.
         """
         project = project or self._default_project
         self._existing(project, name, version)
 
         def decide(route: RouteEntry) -> Any:
             self._existing(project, name, version)
+            _check_staged(route, version)
             if route.champion == version:
                 raise UsageError(f"version {version} of {name!r} is the champion already")
             fields: dict[str, Any] = {"champion": version, "previous": route.champion, "staged": None}
@@ -355,6 +356,7 @@ class Registry:
 
         def decide(route: RouteEntry) -> Any:
             self._existing(project, name, version)
+            _check_staged(route, version)
             if route.champion is None or route.champion == version:
                 raise UsageError(f"version {version} of {name!r} cannot be {role} without another champion beside it")
             return fields | {"staged": None}, (role, getattr(route, role), version)
@@ -397,3 +399,13 @@ class Registry:
             validation=None if metrics is None else metrics.validation,
             test=None if metrics is None else Metrics(**metrics.test.model_dump(include=set(names))),
         )
+
+
+def _check_staged(route: RouteEntry, version: int) -> None:
+    """Refuse to move an alias while another version is being checked: what was staged first is decided first.
+
+    Raises:
+        UsageError: one is.
+    """
+    if route.staged not in (None, version):
+        raise UsageError(f"version {route.staged} of {route.name!r} is being promoted; wait until that has ended")

@@ -330,6 +330,16 @@ def test_staging_is_for_one_version_at_a_time_and_leaves_no_history(three: Regis
         three.stage("bottle", 9)
 
 
+@pytest.mark.parametrize("move", ["promote", "set_canary", "set_shadow"])
+def test_no_alias_moves_while_another_version_is_being_checked(three: Registry, move: str) -> None:
+    three.promote("bottle", 1, **WHY)
+    three.stage("bottle", 3)
+    more = {"share": 0.5} if move == "set_canary" else {}
+    with pytest.raises(UsageError, match="version 3 of 'bottle' is being promoted"):
+        getattr(three, move)("bottle", 2, **more, **WHY)
+    assert getattr(three, move)("bottle", 3, **more, **WHY).staged is None
+
+
 def test_the_mark_differs_after_every_change_of_a_route(three: Registry, tmp_path: Path) -> None:
     three.register(make_artifact(tmp_path / "new"), "tire")
     changes: list[Callable[[], Any]] = [

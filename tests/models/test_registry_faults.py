@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from autoad.database import Database
 from autoad.errors import UsageError
-from autoad.models import Calibration, Member, Provenance, read_manifest, save_model, write_manifest
+from autoad.models import read_manifest
 from autoad.models.registry import Registry
 from autoad.settings import Settings
+from tests.models.registering import make_artifact
 
 STEPS = {"upload": 0, "row": 0, "before-move": 0, "moved": 0, "committed": 1}
 """Where a process dies, and how many versions that leaves."""
@@ -124,24 +124,7 @@ def opened() -> Iterator[Opened]:
 
 
 def artifact(folder: Path, trial: int, search: str = "5ea4c4") -> Path:
-    """A small finished model; it cannot score, but the registry does not ask it to."""
-    member = Member(
-        algorithm="dfm",
-        kind="segmentation",
-        config={},
-        seed=0,
-        image_size=(32, 32),
-        device="cpu",
-        precision="float32",
-        backbone=None,
-    )
-    provenance = Provenance(
-        code_version="1", search=search, trial=trial, dataset_hash="d", dataset_counts={}, evidence="labelled"
-    )
-    manifest = save_model(folder, "bottle", member, {"learnt": torch.full((500,), float(trial))}, provenance)
-    calibration = Calibration(threshold=1, rate=0.1, pictures=9, scale=1, pixel_threshold=None, pixel_scale=None)
-    write_manifest(folder, manifest.model_copy(update={"calibration": calibration}))
-    return folder
+    return make_artifact(folder, value=float(trial), search=search, trial=trial)
 
 
 def contents(folder: Path) -> dict[str, str]:

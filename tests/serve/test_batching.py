@@ -315,3 +315,38 @@ def test_closing_ends_the_threads_and_tells_those_who_wait(plant: Any, models: M
 
     assert lane_threads() == []
     asyncio.run(main())
+
+
+def test_the_pictures_of_one_request_share_a_batch(plant: Any, models: Models) -> None:
+    sizes: list[int] = []
+
+    async def main(batcher: Batcher) -> None:
+        await batcher.score(models["gravel", 1], plant.pictures[:4] * 4)
+
+    run(main, max_batch=16, observe=sizes.append)
+    assert sizes == [16]
+
+
+def test_what_nobody_waits_for_comes_after_all_others_and_fills_no_queue(
+    plant: Any, models: Models, counted: CountingEngine
+) -> None:
+    order: list[str] = []
+
+    async def main(batcher: Batcher) -> None:
+        async def ask(name: str, *, background: bool) -> None:
+            await batcher.score(models["gravel", 1], [plant.pictures[0]], background=background)
+            order.append(name)
+
+        counted.open_door.clear()
+        first = asyncio.create_task(ask("first", background=False))
+        await until(lambda: counted.seen == 1)
+        shadows = [asyncio.create_task(ask("shadow", background=True)) for _ in range(3)]
+        await until(lambda: len(batcher._beside) == 3)
+        last = asyncio.create_task(ask("last", background=False))
+        await until(lambda: len(batcher._waiting) == 1)
+        assert batcher.pending == 2
+        counted.open_door.set()
+        await asyncio.gather(first, last, *shadows)
+
+    run(main, max_batch=1)
+    assert order == ["first", "last", "shadow", "shadow", "shadow"]

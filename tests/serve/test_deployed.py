@@ -21,9 +21,11 @@ import psutil
 import pytest
 from PIL import Image
 
+from autoad.algorithms import ALGORITHMS
 from autoad.data import read_dataset
 from autoad.errors import ServerError
 from autoad.models import Model
+from autoad.settings import Settings
 from tests.serve.deployed import Deployment, Load, deploy
 from tests.serve.factory import add_model, make_state
 from tests.serve.mutation import encodings, mutated
@@ -172,6 +174,18 @@ def test_each_fault_five_times(server: Deployment, pictures: list[bytes], expect
     print("\n| killed | times | lost | median s | longest s |\n|---|---|---|---|---|")
     for fault, values in seconds.items():
         print(f"| {fault} | {len(values)} | 0 | {statistics.median(values):.1f} | {max(values):.1f} |")
+
+
+@pytest.mark.faults
+def test_every_algorithm_passes_its_gate(server: Deployment, state: Path, demo: Path) -> None:
+    """Evaluated in this process with all threads, served with one a replica."""
+    dataset = read_dataset(demo)
+    with server.connect(timeout=120) as admin:
+        for name in ALGORITHMS:
+            add_model(Settings(data_dir=state), dataset, f"one-{name}", name)
+            result = admin.post(f"/v1/models/one-{name}/promote", {})
+            assert result["route"]["champion"] == 1
+            print(f"\n{name}: {result['parity_answers']} answers of {len(result['replicas'])} replicas")
 
 
 @pytest.mark.faults
