@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from autoad.algorithms import ALGORITHMS
+from autoad.algorithms._memory import SCRATCH
 
 CASES: list[tuple[str, dict[str, Any], int]] = [
     ("patchcore", {"image_size": 128, "coreset_sampling_ratio": 0.25}, 64),
@@ -63,4 +64,6 @@ def test_what_is_predicted_is_what_is_taken(
 ) -> None:
     found = measured[json.dumps(case)]
     assert found["inputs"] > 0
-    assert 0.5 <= found[f"{what}_predicted"] / found[what] <= 2.0, found
+    predicted, taken = found[f"{what}_predicted"], found[what]
+    # What the first steps left free in the heap is taken again unseen: a varying part of what is allowed for it.
+    assert taken / 2 <= predicted <= 2 * taken + SCRATCH / 2**20, found
