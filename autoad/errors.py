@@ -6,6 +6,8 @@
     |-- UsageError                  the caller asked for something that cannot be (exit code 2)
     |   |-- UnknownNameError        no such algorithm, backbone, objective, ...: lists the choices
     |   |-- DatasetError            the folder or manifest cannot be searched as it is
+    |   |-- ConflictError           what there is stands against it: the same key for another request, ... (HTTP 409)
+    |   |-- QuotaError              the project has no room for it (HTTP 413)
     |   |-- SearchSpaceError        a search-space file is wrong: names file, line and key
     |   `-- CalibrationError        the threshold asked for needs more calibration pictures
     |-- UnreadableImageError        a picture is truncated, damaged, or no picture
@@ -19,7 +21,11 @@
     |-- StateError                  the metadata cannot be written, the machinery does not come up, or a server cannot
     |                               answer yet; resume or ask again later
     |-- PromotionError              a model may not answer: it cannot be loaded, or scores otherwise than evaluated
-    |-- ServerError                 the server refused a request or failed
+    |-- QueueLimitError             too many searches wait already (HTTP 429)
+    |-- ServerError                 the server failed
+    |   |-- RefusedError            it refused the request as it is (HTTP 4xx); the same request is refused again
+    |   |   `-- NotFoundError       there is no such thing in the key's project (HTTP 404)
+    |   `-- BusyError               it had no room or time, however often it was asked (HTTP 429, 503); try again later
     |-- UnreachableError            there is no server at that address (exit code 4)
     |-- LeaseLostError              another process carries the search out now
     |-- AuthenticationError         no API key came with a request, or none that is known (HTTP 401)
@@ -40,14 +46,20 @@ __all__ = [
     "ArtifactError",
     "AuthenticationError",
     "AutoADError",
+    "BusyError",
     "CalibrationError",
+    "ConflictError",
     "DatasetError",
     "FileStoreError",
     "ForbiddenError",
     "ImageTooLargeError",
     "LeaseLostError",
     "NoTrialSucceededError",
+    "NotFoundError",
     "PromotionError",
+    "QueueLimitError",
+    "QuotaError",
+    "RefusedError",
     "SearchSpaceError",
     "ServerError",
     "StateError",
@@ -105,6 +117,14 @@ class DatasetError(UsageError):
 
 class SearchSpaceError(UsageError):
     """A search-space file is wrong."""
+
+
+class ConflictError(UsageError):
+    """What there is already stands against the request."""
+
+
+class QuotaError(UsageError):
+    """The project has no room for what is to be kept."""
 
 
 class CalibrationError(UsageError):
@@ -197,7 +217,7 @@ class PromotionError(AutoADError):
 
 
 class ServerError(AutoADError):
-    """The server refused a request, or failed.
+    """The server failed, or refused a request (:class:`RefusedError`).
 
     Args:
         message: what the server said.
@@ -213,6 +233,22 @@ class ServerError(AutoADError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class RefusedError(ServerError):
+    """The server does not do this: the request must change."""
+
+
+class NotFoundError(RefusedError):
+    """The key's project has nothing of that name."""
+
+
+class BusyError(ServerError):
+    """The server had no room or time for a request, in all attempts."""
+
+
+class QueueLimitError(AutoADError):
+    """More searches wait than may."""
 
 
 class UnreachableError(AutoADError):

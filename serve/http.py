@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import autoad
 from autoad.errors import StateError
 from autoad.models.registry import Registry
-from autoad.schema import ModelEntry, PromoteRequest, PromotionResult, ReasonRequest, RouteEntry
+from autoad.schema import MapFormat, ModelEntry, PromoteRequest, PromotionResult, ReasonRequest, RouteEntry, ScoreReply
 from autoad.schema import Scope as KeyScope
 from autoad.serve import faults
 from autoad.serve.auth import Identity
@@ -30,7 +30,7 @@ from autoad.serve.manual import draw_manual
 from autoad.serve.options import ServeOptions
 from autoad.serve.pictures import BodyBudget, read_pictures
 from autoad.serve.rates import RateLimiter
-from autoad.serve.replies import MapFormat, ScoreReply, make_reply
+from autoad.serve.replies import make_reply
 from autoad.serve.scorer import Scorer
 
 __all__ = ["ControlPort", "Doorkeeper", "create_app", "describe_api"]

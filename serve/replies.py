@@ -4,78 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel
 
 from autoad.evaluation import normalize_scores
 from autoad.models import Calibration, Score
-from autoad.schema import Region
+from autoad.schema import MapFormat, PictureReply, ScoreReply, TimingReply
 from autoad.serve.scorer import Answer
 
-__all__ = ["MapFormat", "PictureReply", "ScoreReply", "TimingReply", "make_reply"]
-
-MapFormat = Literal["none", "png", "npy"]
-
-
-class PictureReply(BaseModel):
-    """What a model says of one picture.
-
-    Attributes:
-        score: raw; higher is more anomalous.
-        normalized_score: between 0 and 1; 0.5 at the threshold.
-        is_anomalous: whether the raw score lies above the threshold.
-        regions: where, in pixels of the picture as it was sent, most anomalous first; null for a model without a map.
-        map: base64 of the anomaly map, if it was asked for and the model has one. ``npy``: float32, raw, at the model's
-            image size. ``png``: 8 bits, normalised, so that 127 lies at the pixel threshold.
-    """
-
-    score: float
-    normalized_score: float
-    is_anomalous: bool
-    regions: list[Region] | None
-    map: str | None = None
-
-
-class TimingReply(BaseModel):
-    """Where the time went, in milliseconds; of several pictures the longest.
-
-    Attributes:
-        read: the request's body, from the network.
-        decode: picture to pixels, and to the model's size.
-        queue: waiting for the batch before.
-        forward: backbone, its share of the batch.
-        head: the model itself, and what calibration makes of its answer.
-        total: from before the body is read to the scores; making the reply comes after that.
-    """
-
-    read: float
-    decode: float
-    queue: float
-    forward: float
-    head: float
-    total: float
-
-
-class ScoreReply(BaseModel):
-    """The reply to a request to score.
-
-    Attributes:
-        model: that was asked for.
-        version: that answered.
-        replica: process that answered.
-        request_id: from ``X-Request-Id``, or made here; decides between champion and canary.
-        pictures: in the order of the request.
-    """
-
-    model: str
-    version: int
-    replica: str
-    request_id: str
-    pictures: list[PictureReply]
-    timing_ms: TimingReply
+__all__ = ["make_reply"]
 
 
 def make_reply(

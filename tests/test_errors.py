@@ -6,11 +6,23 @@ from pathlib import Path
 import pytest
 
 from autoad import errors
-from autoad.errors import AutoADError, PromotionError, ServerError, StorageFullError, UnknownNameError
+from autoad.errors import (
+    AutoADError,
+    BusyError,
+    NotFoundError,
+    PromotionError,
+    RefusedError,
+    ServerError,
+    StorageFullError,
+    UnknownNameError,
+)
 
 MADE: list[AutoADError] = [
     PromotionError("refused", ["one", "two"]),
-    ServerError("no", "bad_request", 400),
+    BusyError("later", "queue_full", 429),
+    NotFoundError("no", "unknown_name", 404),
+    RefusedError("no", "bad_request", 400),
+    ServerError("no", "failed", 500),
     StorageFullError(Path("x"), 1, 2),
     UnknownNameError("model", "bottel", ["bottle", "cap"]),
 ]

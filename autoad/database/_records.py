@@ -8,7 +8,22 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-__all__ = ["ApiKey", "Base", "ModelVersion", "Replica", "Route", "RouteChange", "Search", "Trial", "aware", "utc_now"]
+__all__ = [
+    "ApiKey",
+    "Base",
+    "DatasetVersion",
+    "ModelVersion",
+    "Replica",
+    "Route",
+    "RouteChange",
+    "Search",
+    "StoredFile",
+    "Submission",
+    "Trial",
+    "Upload",
+    "aware",
+    "utc_now",
+]
 
 
 def utc_now() -> datetime.datetime:
@@ -26,7 +41,9 @@ class Base(DeclarativeBase):
 
     type_annotation_map = {  # noqa: RUF012
         dict[str, Any]: JSON,
+        dict[str, int]: JSON,
         dict[str, str]: JSON,
+        list[dict[str, Any]]: JSON,
         list[float]: JSON,
         list[str]: JSON,
         datetime.datetime: DateTime(timezone=True),
@@ -164,3 +181,96 @@ class Replica(Base):
     heartbeat: Mapped[datetime.datetime] = mapped_column(default=utc_now)
     loaded: Mapped[list[str]]
     failed: Mapped[dict[str, str]]
+
+
+class StoredFile(Base):
+    """A file that a project has sent, kept once: a picture, a mask, or what turned out to be neither.
+
+    ``height`` and ``width`` are in pixels; where it cannot be decoded they are None and ``fault`` says why. ``marks``
+    is whether it marks anything where it is taken for a mask; None for what cannot be one.
+    """
+
+    __tablename__ = "files"
+
+    project: Mapped[str] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    size: Mapped[int] = mapped_column(BigInteger)
+    height: Mapped[int | None]
+    width: Mapped[int | None]
+    marks: Mapped[bool | None]
+    fault: Mapped[str | None]
+    created: Mapped[datetime.datetime] = mapped_column(default=utc_now)
+
+
+class Upload(Base):
+    """Files that are to become a dataset's next version; ``request`` is the :class:`autoad.schema.UploadRequest`.
+
+    ``id`` is made of the dataset's name and the files, so that the same upload is found again. ``version`` is set by
+    the commit.
+    """
+
+    __tablename__ = "uploads"
+
+    project: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    dataset: Mapped[str]
+    request: Mapped[dict[str, Any]] = mapped_column(deferred=True)
+    version: Mapped[int | None]
+    created: Mapped[datetime.datetime] = mapped_column(default=utc_now)
+
+
+class DatasetVersion(Base):
+    """A version of a dataset; a row never changes.
+
+    ``pictures`` are :class:`autoad.schema.DatasetPicture`, ``skipped`` :class:`autoad.schema.SkippedFile`.
+    """
+
+    __tablename__ = "dataset_versions"
+
+    project: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    hash: Mapped[str]
+    layout: Mapped[str]
+    counts: Mapped[dict[str, int]]
+    size: Mapped[int] = mapped_column(BigInteger)
+    pictures: Mapped[list[dict[str, Any]]] = mapped_column(deferred=True)
+    skipped: Mapped[list[dict[str, Any]]] = mapped_column(deferred=True)
+    note: Mapped[str]
+    actor: Mapped[str]
+    created: Mapped[datetime.datetime] = mapped_column(default=utc_now)
+
+
+class Submission(Base):
+    """A search that a server carries out; ``id`` is also that of its row in ``searches``, once its driver has begun.
+
+    ``request`` is the :class:`autoad.schema.SubmitRequest` with all names filled in. ``key`` is the idempotency key and
+    ``digest`` the sha256 of what came with it. The driver is the ``owner`` and renews ``heartbeat``; ``cancelled`` asks
+    it to stop. ``promotion`` is the :class:`autoad.schema.PromotionVerdict`, ``report`` the sha256 of the report.
+    """
+
+    __tablename__ = "submissions"
+    __table_args__ = (
+        UniqueConstraint("project", "name"),
+        UniqueConstraint("project", "key"),
+        Index("ix_submissions_status", "status"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project: Mapped[str]
+    name: Mapped[str]
+    request: Mapped[dict[str, Any]]
+    status: Mapped[str]
+    key: Mapped[str | None]
+    digest: Mapped[str]
+    actor: Mapped[str]
+    cancelled: Mapped[bool] = mapped_column(default=False)
+    restarts: Mapped[int] = mapped_column(default=0)
+    owner: Mapped[str | None]
+    heartbeat: Mapped[datetime.datetime | None]
+    error: Mapped[str | None]
+    promotion: Mapped[dict[str, Any] | None]
+    report: Mapped[str | None]
+    created: Mapped[datetime.datetime] = mapped_column(default=utc_now)
+    started: Mapped[datetime.datetime | None]
+    finished: Mapped[datetime.datetime | None]

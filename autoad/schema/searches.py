@@ -1,4 +1,4 @@
-"""Records that the command line, the server and the SDK share.
+"""What is said of searches, their trials and their champions.
 
 A metric is a fraction between 0 and 1, or None where it cannot be computed (one class only, no masks, no map).
 """
@@ -6,9 +6,11 @@ A metric is a fraction between 0 and 1, or None where it cannot be computed (one
 from __future__ import annotations
 
 import datetime
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
+
+from autoad.schema._record import Record
 
 __all__ = [
     "METRIC_NAMES",
@@ -16,18 +18,9 @@ __all__ = [
     "DatasetSummary",
     "Difference",
     "Evidence",
-    "KeyEntry",
     "Metrics",
-    "ModelEntry",
-    "ModelVersionEntry",
     "Objective",
     "Origin",
-    "Region",
-    "RouteAction",
-    "RouteChangeEntry",
-    "RouteEntry",
-    "Scope",
-    "ScoredPicture",
     "SearchEntry",
     "SearchResult",
     "Speed",
@@ -39,18 +32,11 @@ __all__ = [
 Evidence = Literal["labelled", "synthetic"]
 Objective = Literal["image_auroc", "image_aupr", "image_f1_max", "pixel_auroc", "aupro"]
 Origin = Literal["default", "warm", "sampler"]
-RouteAction = Literal["promote", "rollback", "canary", "shadow", "end_canary", "end_shadow", "delete"]
-Scope = Literal["score", "submit", "admin"]
 TrialStatus = Literal["running", "complete", "pruned", "failed", "stopped"]
-_TEXT = r"^[^\x00]*$"  # PostgreSQL cannot store NUL
 METRIC_NAMES: tuple[Objective, ...] = ("image_auroc", "image_aupr", "image_f1_max", "pixel_auroc", "aupro")
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Metrics(_Record):
+class Metrics(Record):
     """How well anomalous pictures and pixels are told from normal ones.
 
     Attributes:
@@ -83,7 +69,7 @@ class TestMetrics(Metrics):
     by_defect: dict[str, Metrics] = Field(default_factory=dict)
 
 
-class Difference(_Record):
+class Difference(Record):
     """Champion minus default PatchCore in test image AUROC, with its paired bootstrap 95 % interval."""
 
     image_auroc: float
@@ -91,7 +77,7 @@ class Difference(_Record):
     high: float
 
 
-class Speed(_Record):
+class Speed(Record):
     """What scoring costs on the machine that measured it.
 
     Attributes:
@@ -105,7 +91,7 @@ class Speed(_Record):
     peak_memory_mb: float
 
 
-class TrialRow(_Record):
+class TrialRow(Record):
     """One row of the leaderboard.
 
     Attributes:
@@ -160,7 +146,7 @@ class TrialRow(_Record):
     origin: Origin = "sampler"
 
 
-class Champion(_Record):
+class Champion(Record):
     """The model that a search chose, refitted and calibrated.
 
     Attributes:
@@ -195,7 +181,7 @@ class Champion(_Record):
         return self.model if self.name is None else f"{self.name}/{self.version}"
 
 
-class DatasetSummary(_Record):
+class DatasetSummary(Record):
     """What was searched on."""
 
     path: str
@@ -205,7 +191,7 @@ class DatasetSummary(_Record):
     roles: dict[str, dict[str, int]]
 
 
-class SearchResult(_Record):
+class SearchResult(Record):
     """Everything that ``autoad search --json`` prints."""
 
     search_id: str
@@ -222,7 +208,7 @@ class SearchResult(_Record):
     leaderboard: list[TrialRow]
 
 
-class SearchEntry(_Record):
+class SearchEntry(Record):
     """A search in the list of searches.
 
     Attributes:
@@ -247,185 +233,3 @@ class SearchEntry(_Record):
     started: datetime.datetime
     seconds: float
     hint: str | None = None
-
-
-class Region(_Record):
-    """A connected part of the picture above the pixel threshold; pixels of the original picture, origin top left."""
-
-    x: int
-    y: int
-    width: int
-    height: int
-    area: int
-    score: float
-
-
-class ScoredPicture(_Record):
-    """What ``autoad score --json`` says of one picture.
-
-    Attributes:
-        score: raw score; higher is more anomalous.
-        normalized_score: between 0 and 1; 0.5 at the threshold.
-        is_anomalous: whether the raw score lies above the threshold.
-        regions: where, most anomalous first; None for algorithms without a map.
-        heatmap: file of the heatmap, if one was written.
-    """
-
-    picture: str
-    model: str
-    score: float
-    normalized_score: float
-    is_anomalous: bool
-    regions: list[Region] | None
-    heatmap: str | None = None
-
-
-class RouteEntry(_Record):
-    """Which versions of a model answer requests that name none.
-
-    Attributes:
-        generation: goes up by one with every change.
-        champion: answers.
-        previous: answered before; what a rollback goes back to.
-        canary: answers ``canary_share`` of the requests instead of the champion, chosen by hash of the request's id.
-        canary_share: from 0 to 1.
-        shadow: scores the same pictures beside the answer, only to be watched.
-        staged: being loaded everywhere and checked, because somebody wants to promote it.
-    """
-
-    project: str
-    name: str
-    generation: int
-    champion: int | None = None
-    previous: int | None = None
-    canary: int | None = None
-    canary_share: float = 0.0
-    shadow: int | None = None
-    staged: int | None = None
-
-
-class ModelVersionEntry(_Record):
-    """A registered version of a model.
-
-    Attributes:
-        aliases: ``champion``, ``previous``, ``canary``, ``shadow``, as far as they point at it.
-        search: id of the search that made it; None for one that was registered from a folder.
-        trial: number of the trial.
-        threshold: raw score above which it calls a picture anomalous.
-        size: of its artifact, in bytes.
-        validation: metrics on the selection role.
-        test: metrics on the test role.
-    """
-
-    name: str
-    version: int
-    algorithm: str
-    aliases: list[str]
-    search: str | None
-    trial: int | None
-    dataset_hash: str
-    code_version: str
-    created: datetime.datetime
-    size: int
-    threshold: float | None
-    validation: Metrics | None
-    test: Metrics | None
-
-
-class RouteChangeEntry(_Record):
-    """One line of a model's history."""
-
-    generation: int
-    action: RouteAction
-    before: int | None
-    after: int | None
-    reason: str
-    actor: str
-    at: datetime.datetime
-
-
-class ModelEntry(_Record):
-    """A model: its route, versions (newest first) and history (newest first; empty where a server lists models)."""
-
-    name: str
-    route: RouteEntry
-    versions: list[ModelVersionEntry]
-    history: list[RouteChangeEntry]
-
-
-class KeyEntry(_Record):
-    """An API key, without its secret.
-
-    Attributes:
-        id: the part of the key that is no secret, by which it is looked up.
-        scopes: what it may do: ``score`` pictures, ``submit`` searches, ``admin`` (everything).
-        revoked: since when it is refused.
-    """
-
-    id: str
-    project: str
-    name: str
-    scopes: list[Scope]
-    created: datetime.datetime
-    revoked: datetime.datetime | None = None
-
-
-class ReplicaEntry(_Record):
-    """A process that scores.
-
-    Attributes:
-        loaded: versions that it holds, as ``PROJECT/NAME/VERSION``.
-        failed: those that it could not load, and why.
-    """
-
-    id: str
-    loaded: list[str]
-    failed: dict[str, str]
-
-
-class PromoteRequest(_Record):
-    """What a promotion is asked for.
-
-    Attributes:
-        version: None for the newest.
-        reason: kept in the model's history.
-        canary: share of the requests, above 0 and below 1, that it is to answer; None to make it the champion.
-        shadow: whether it is to score beside the champion, unseen; not with ``canary``.
-    """
-
-    version: int | None = Field(default=None, ge=1, le=999_999_999)
-    reason: str = Field(default="", max_length=1000, pattern=_TEXT)
-    canary: float | None = Field(default=None, gt=0, lt=1)
-    shadow: bool = False
-
-    @model_validator(mode="after")
-    def _is_one_thing(self) -> Self:
-        if self.canary is not None and self.shadow:
-            raise ValueError("a version becomes a canary or a shadow, not both; leave out canary or shadow")
-        return self
-
-
-class ReasonRequest(_Record):
-    """Why something is to be done; kept in the model's history."""
-
-    reason: str = Field(default="", max_length=1000, pattern=_TEXT)
-
-
-class PromotionResult(_Record):
-    """A promotion that was carried out.
-
-    Attributes:
-        route: as it is now.
-        version: that was promoted.
-        replicas: that had loaded it, and whose scores are those that were evaluated.
-        parity_pictures: how many pictures were sent.
-        parity_answers: how many answers were compared.
-        seconds: that it took.
-    """
-
-    route: RouteEntry
-    version: int
-    replicas: list[str]
-    parity_pictures: int
-    parity_answers: int
-    seconds: float
