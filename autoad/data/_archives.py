@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import dataclasses
+import errno
 import gzip
 import hashlib
 import lzma
@@ -160,6 +161,8 @@ class Archive:
                     yield name, stream.pieces(member.size)
         if stream.last != bytes(_BLOCK):  # where tarfile stops without a word, as it does where a header is damaged
             raise DatasetError(f"the archive is damaged, or ends too early, after {stream.member!r}")
+        while stream.read(_PIECE):  # the checksum of what is packed comes last
+            pass
 
     def _tar_stream(self) -> IO[bytes]:
         self._file.seek(0)
@@ -284,7 +287,7 @@ def _explained() -> Iterator[None]:
     except AutoADError:
         raise
     except OSError as error:
-        if error.errno is not None:  # of the disk
+        if error.errno not in (None, errno.EINVAL):  # of the disk; the other is of a place that no file has
             raise
         raise DatasetError(f"the archive is damaged ({error})") from error
     except Exception as error:  # the unpackers raise whatever a damaged file makes them stumble over

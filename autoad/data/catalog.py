@@ -7,11 +7,12 @@ machine that asks.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
-from autoad.data._archives import Archive
+from autoad.data._archives import Archive, UnknownArchiveError
 from autoad.data._examples import Example
 from autoad.data._folders import VersionFolders
 from autoad.data._picture import GOOD
@@ -33,7 +34,7 @@ from autoad.schema import (
 )
 from autoad.settings import Settings, get_settings
 
-__all__ = ["Catalog", "Limits"]
+__all__ = ["Catalog", "Limits", "UnknownArchiveError"]
 
 _PACK_BYTES = 16 * 2**20
 
@@ -57,6 +58,7 @@ class Catalog:
         self._files = ProjectFiles(self._tables, settings, limits)
         self._uploads = Uploads(self._tables, self._files, limits)
         self._folders = VersionFolders(settings.data_dir)
+        self._data_dir = settings.data_dir
         self._limits = limits
 
     # Versions
@@ -198,6 +200,10 @@ class Catalog:
             size += len(data)
         self._files.add(project, pack)
         return self.commit(name, upload.id, actor=actor, project=project)
+
+    def scratch(self) -> IO[bytes]:
+        """A file without a name, for an archive that arrives; on the disk of the data folder, which has the room."""
+        return cast("IO[bytes]", tempfile.TemporaryFile(dir=self._data_dir))
 
     def add_example(
         self,

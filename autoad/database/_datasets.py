@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import Select, Text, cast, delete, func, insert, select, true, update
+from sqlalchemy import ColumnElement, Select, Text, cast, delete, func, insert, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, undefer
 
@@ -154,6 +154,7 @@ class DatasetTables:
         """Some of a version's pictures, in the order in which they are kept, from ``start`` (0 is the first) on."""
         mine = (DatasetVersion.project == project, DatasetVersion.name == name, DatasetVersion.version == version)
         with self._database.sessions() as session:
+            value: ColumnElement[Any]
             # The database takes the list apart, not this process, which has scores to give meanwhile.
             if _is_postgres(session):
                 each = func.json_array_elements(DatasetVersion.pictures).table_valued("value", with_ordinality="number")
