@@ -82,7 +82,7 @@ class Scoring:
         authenticator = Authenticator(
             Keys(database), database.project, loopback=is_loopback(self._options.host), internal=self._secret
         )
-        return create_app(self._scorer, registry, remote, authenticator, self._options)
+        return create_app(self._scorer, registry, remote, authenticator, self._options, database)
 
     def check_health(self) -> None:
         """Serve replaces the replica when this raises."""

@@ -39,7 +39,7 @@ from autoad.errors import (
 from autoad.serve.batching import QueueFullError
 from autoad.serve.routing import NoChampionError
 
-__all__ = ["ErrorReply", "RateError", "RequestTooLargeError", "UnsupportedError", "install"]
+__all__ = ["ErrorReply", "RateError", "RequestTooLargeError", "UnsupportedError", "describe_errors", "install"]
 
 _logger = logging.getLogger(__name__)
 
@@ -115,6 +115,23 @@ _STATUS: tuple[tuple[type[AutoADError], int, str], ...] = (
     (StateError, 503, "unavailable"),
 )
 _DETAILS, _LENGTH = 20, 300
+
+
+def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI document says of replies with these statuses, and with those that every route has."""
+    names = {
+        400: "The request is not as it must be.",
+        401: "An API key is needed.",
+        403: "The key lacks the scope.",
+        404: "No such thing, or not yet.",
+        409: "What there is stands against it: nothing has been promoted, the name is taken, ...",
+        413: "Too many bytes, pixels or pictures.",
+        415: "A body of a kind that is not read.",
+        422: "Bytes that are no picture.",
+        429: "Too much at once; try again after Retry-After.",
+        503: "Not now; try again after Retry-After.",
+    }
+    return {status: {"model": ErrorReply, "description": names[status]} for status in (*statuses, 401, 403, 503)}
 
 
 def install(app: FastAPI) -> None:
