@@ -1,8 +1,9 @@
-"""The HTTP interface: scoring, models, promotion, health, metrics, documentation."""
+"""The HTTP interface: scoring, models, promotion, searches, health, metrics, documentation."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 import sys
@@ -18,20 +19,26 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import autoad
+from autoad.data.catalog import Catalog
+from autoad.database import Database
 from autoad.errors import StateError
 from autoad.models.registry import Registry
 from autoad.schema import MapFormat, ModelEntry, PromoteRequest, PromotionResult, ReasonRequest, RouteEntry, ScoreReply
 from autoad.schema import Scope as KeyScope
+from autoad.search.submissions import Submissions
 from autoad.serve import faults
 from autoad.serve.auth import Identity
 from autoad.serve.batching import QueueFullError
-from autoad.serve.faults import ErrorReply
+from autoad.serve.faults import ErrorReply, describe_errors
 from autoad.serve.manual import draw_manual
 from autoad.serve.options import ServeOptions
 from autoad.serve.pictures import BodyBudget, read_pictures
 from autoad.serve.rates import RateLimiter
 from autoad.serve.replies import make_reply
+from autoad.serve.reports import report_store
 from autoad.serve.scorer import Scorer
+from autoad.serve.searches import searches_router
+from autoad.settings import Settings, get_settings
 
 __all__ = ["ControlPort", "Doorkeeper", "create_app", "describe_api"]
 
@@ -73,22 +80,6 @@ _PICTURES = {
 }
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    names = {
-        400: "The request is not as it must be.",
-        401: "An API key is needed.",
-        403: "The key lacks the scope.",
-        404: "No such model or version.",
-        409: "Nothing has been promoted, or the promotion is refused.",
-        413: "Too many bytes, pixels or pictures.",
-        415: "A body of a kind that is not read.",
-        422: "Bytes that are no picture.",
-        429: "Too much at once; try again after Retry-After.",
-        503: "Not now; try again after Retry-After.",
-    }
-    return {status: {"model": ErrorReply, "description": names[status]} for status in (*statuses, 401, 403, 503)}
-
-
 class ControlPort(Protocol):
     """The control plane, which may be another process."""
 
@@ -116,7 +107,13 @@ class Doorkeeper(Protocol):
 
 
 def create_app(
-    scorer: Scorer, registry: Registry, control: ControlPort, doorkeeper: Doorkeeper, options: ServeOptions
+    scorer: Scorer,
+    registry: Registry,
+    control: ControlPort,
+    doorkeeper: Doorkeeper,
+    options: ServeOptions,
+    database: Database,
+    settings: Settings | None = None,
 ) -> FastAPI:
     """The application of one replica.
 
@@ -126,7 +123,10 @@ def create_app(
         control: for whatever changes a route.
         doorkeeper: knows the API keys.
         options: limits.
+        database: with searches and datasets.
+        settings: where their files are; from the environment by default.
     """
+    settings = settings or get_settings()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -142,7 +142,7 @@ def create_app(
     app = _App(
         title="autoad",
         version=autoad.__version__,
-        description="Scores pictures by promoted models, and promotes models.",
+        description="Scores pictures by promoted models, promotes models, and searches for better ones.",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -163,11 +163,20 @@ def create_app(
         return Depends(check)
 
     may_score, may_admin = may("score"), may("admin")
+    app.include_router(
+        searches_router(
+            Submissions(database),
+            Catalog(database, settings),
+            functools.partial(report_store, settings),
+            may,
+            options,
+        )
+    )
 
     @app.post(
         "/v1/models/{name}/score",
         response_model=ScoreReply,
-        responses=_errors(400, 404, 409, 413, 415, 422, 429),
+        responses=describe_errors(400, 404, 409, 413, 415, 422, 429),
         openapi_extra=_PICTURES,
         summary="Score pictures",
         tags=["scoring"],
@@ -201,37 +210,37 @@ def create_app(
         headers = {"X-Request-Id": request_id, "X-Model-Version": str(answer.version)}
         return Response(body, media_type="application/json", headers=headers)
 
-    @app.get("/v1/models", responses=_errors(), summary="List models", tags=["models"])
+    @app.get("/v1/models", responses=describe_errors(), summary="List models", tags=["models"])
     async def models(identity: Identity = may_score) -> list[ModelEntry]:
         """All models of the key's project, with versions and routes; the history only comes with a single model."""
         return await asyncio.to_thread(registry.models, identity.project, histories=False)
 
-    @app.get("/v1/models/{name}", responses=_errors(400, 404), summary="Show a model", tags=["models"])
+    @app.get("/v1/models/{name}", responses=describe_errors(400, 404), summary="Show a model", tags=["models"])
     async def model(name: _Name, identity: Identity = may_score) -> ModelEntry:
         """Versions, route and history of a model."""
         return await asyncio.to_thread(registry.model, name, identity.project)
 
     @app.post(
-        "/v1/models/{name}/promote", responses=_errors(400, 404, 409, 413), summary="Promote a version", tags=["models"]
+        "/v1/models/{name}/promote", responses=describe_errors(400, 404, 409, 413), summary="Promote a version", tags=["models"]
     )
     async def promote(name: _Name, body: PromoteRequest, identity: Identity = may_admin) -> PromotionResult:
         """Make a version the champion, a canary or a shadow, once it scores here exactly what was evaluated."""
         result: PromotionResult = await control.call("promote", identity.project, identity.name, name, body)
         return result
 
-    @app.post("/v1/models/{name}/rollback", responses=_errors(400, 404, 413), summary="Roll back", tags=["models"])
+    @app.post("/v1/models/{name}/rollback", responses=describe_errors(400, 404, 413), summary="Roll back", tags=["models"])
     async def rollback(name: _Name, body: ReasonRequest, identity: Identity = may_admin) -> RouteEntry:
         """Make the previous champion the champion again."""
         route: RouteEntry = await control.call("rollback", identity.project, identity.name, name, body.reason)
         return route
 
-    @app.delete("/v1/models/{name}/canary", responses=_errors(400, 404), summary="End a canary", tags=["models"])
+    @app.delete("/v1/models/{name}/canary", responses=describe_errors(400, 404), summary="End a canary", tags=["models"])
     async def end_canary(name: _Name, identity: Identity = may_admin, reason: _Reason = "") -> RouteEntry:
         """Let the champion answer all requests."""
         route: RouteEntry = await control.call("end_canary", identity.project, identity.name, name, reason)
         return route
 
-    @app.delete("/v1/models/{name}/shadow", responses=_errors(400, 404), summary="End a shadow", tags=["models"])
+    @app.delete("/v1/models/{name}/shadow", responses=describe_errors(400, 404), summary="End a shadow", tags=["models"])
     async def end_shadow(name: _Name, identity: Identity = may_admin, reason: _Reason = "") -> RouteEntry:
         """Score by the champion alone."""
         route: RouteEntry = await control.call("end_shadow", identity.project, identity.name, name, reason)
@@ -240,7 +249,7 @@ def create_app(
     @app.delete(
         "/v1/models/{name}/versions/{version}",
         status_code=204,
-        responses=_errors(400, 404),
+        responses=describe_errors(400, 404),
         summary="Delete a version",
         tags=["models"],
     )
@@ -275,7 +284,7 @@ def create_app(
     @app.get(
         "/metrics",
         response_class=PlainTextResponse,
-        responses=_errors(),
+        responses=describe_errors(),
         summary="Metrics for Prometheus",
         tags=["operation"],
     )
@@ -302,7 +311,7 @@ def describe_api() -> dict[str, Any]:
     """The OpenAPI document, without a server: ``python -m autoad.serve.http > docs/openapi.json``."""
     nobody = cast(Any, None)  # is asked by requests only
     options = ServeOptions()
-    return create_app(Scorer(nobody, options, ""), nobody, nobody, nobody, options).openapi()
+    return create_app(Scorer(nobody, options, ""), nobody, nobody, nobody, options, nobody).openapi()
 
 
 class _App(FastAPI):
