@@ -39,7 +39,15 @@ from autoad.errors import (
 from autoad.serve.batching import QueueFullError
 from autoad.serve.routing import NoChampionError
 
-__all__ = ["ErrorReply", "MissingError", "RateError", "RequestTooLargeError", "UnsupportedError", "describe_errors", "install"]
+__all__ = [
+    "ErrorReply",
+    "MissingError",
+    "RateError",
+    "RequestTooLargeError",
+    "UnsupportedError",
+    "describe_errors",
+    "install",
+]
 
 _logger = logging.getLogger(__name__)
 

@@ -94,9 +94,7 @@ class _Told:
         return cls(status, int(turn), int(notes), champion == "1", promotion, Numbers.read(trials))
 
     def __str__(self) -> str:
-        return ".".join(
-            map(str, (self.status, self.turn, self.notes, int(self.champion), self.promotion, self.trials))
-        )
+        return ".".join(map(str, (self.status, self.turn, self.notes, int(self.champion), self.promotion, self.trials)))
 
 
 class Follower:
@@ -185,9 +183,7 @@ class Follower:
         if entry.ended:
             yield self._event("end", f"{entry.name} is {entry.status}", entry)
 
-    def _event(
-        self, kind: EventKind, text: str, search: SubmissionEntry, trial: TrialRow | None = None
-    ) -> SearchEvent:
+    def _event(self, kind: EventKind, text: str, search: SubmissionEntry, trial: TrialRow | None = None) -> SearchEvent:
         return SearchEvent(id=str(self._told), kind=kind, text=" ".join(text.split()), search=search, trial=trial)
 
     def _then(self, entry: SubmissionEntry) -> SubmissionEntry:

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import SimpleNamespace
 from typing import Annotated, Any, Protocol, cast
 
 from fastapi import Depends, FastAPI, Path, Query, Request, Response
@@ -221,26 +222,35 @@ def create_app(
         return await asyncio.to_thread(registry.model, name, identity.project)
 
     @app.post(
-        "/v1/models/{name}/promote", responses=describe_errors(400, 404, 409, 413), summary="Promote a version", tags=["models"]
+        "/v1/models/{name}/promote",
+        responses=describe_errors(400, 404, 409, 413),
+        summary="Promote a version",
+        tags=["models"],
     )
     async def promote(name: _Name, body: PromoteRequest, identity: Identity = may_admin) -> PromotionResult:
         """Make a version the champion, a canary or a shadow, once it scores here exactly what was evaluated."""
         result: PromotionResult = await control.call("promote", identity.project, identity.name, name, body)
         return result
 
-    @app.post("/v1/models/{name}/rollback", responses=describe_errors(400, 404, 413), summary="Roll back", tags=["models"])
+    @app.post(
+        "/v1/models/{name}/rollback", responses=describe_errors(400, 404, 413), summary="Roll back", tags=["models"]
+    )
     async def rollback(name: _Name, body: ReasonRequest, identity: Identity = may_admin) -> RouteEntry:
         """Make the previous champion the champion again."""
         route: RouteEntry = await control.call("rollback", identity.project, identity.name, name, body.reason)
         return route
 
-    @app.delete("/v1/models/{name}/canary", responses=describe_errors(400, 404), summary="End a canary", tags=["models"])
+    @app.delete(
+        "/v1/models/{name}/canary", responses=describe_errors(400, 404), summary="End a canary", tags=["models"]
+    )
     async def end_canary(name: _Name, identity: Identity = may_admin, reason: _Reason = "") -> RouteEntry:
         """Let the champion answer all requests."""
         route: RouteEntry = await control.call("end_canary", identity.project, identity.name, name, reason)
         return route
 
-    @app.delete("/v1/models/{name}/shadow", responses=describe_errors(400, 404), summary="End a shadow", tags=["models"])
+    @app.delete(
+        "/v1/models/{name}/shadow", responses=describe_errors(400, 404), summary="End a shadow", tags=["models"]
+    )
     async def end_shadow(name: _Name, identity: Identity = may_admin, reason: _Reason = "") -> RouteEntry:
         """Score by the champion alone."""
         route: RouteEntry = await control.call("end_shadow", identity.project, identity.name, name, reason)
@@ -309,7 +319,7 @@ def _request_id(request: Request) -> str:
 
 def describe_api() -> dict[str, Any]:
     """The OpenAPI document, without a server: ``python -m autoad.serve.http > docs/openapi.json``."""
-    nobody = cast(Any, None)  # is asked by requests only
+    nobody = cast(Any, SimpleNamespace(project=""))  # is asked by requests only
     options = ServeOptions()
     return create_app(Scorer(nobody, options, ""), nobody, nobody, nobody, options, nobody).openapi()
 

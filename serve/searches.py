@@ -14,8 +14,8 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from autoad.files import FileStore
-from autoad.schema import SearchEvent, SearchResult, SubmissionEntry, SubmissionPage, SubmitRequest
 from autoad.schema import Scope as KeyScope
+from autoad.schema import SearchEvent, SearchResult, SubmissionEntry, SubmissionPage, SubmitRequest
 from autoad.search.submissions import DatasetList, Submissions
 from autoad.serve.auth import Identity
 from autoad.serve.faults import MissingError, RateError, describe_errors

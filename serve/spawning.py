@@ -59,7 +59,7 @@ class Spawner:
         # -P: not from the folder that it happens to be in.
         driver = [sys.executable, "-P", "-m", "autoad.serve.driver", row.id, starter, self._address]
         try:
-            shell = subprocess.run(
+            shell = subprocess.run(  # noqa: S603 - nothing of it is a client's
                 ["/bin/sh", "-c", _SCRIPT, str(folder / LOG), *driver],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

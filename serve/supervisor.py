@@ -20,6 +20,7 @@ from autoad.database import Database, RouteConflictError, Submission, Submission
 from autoad.errors import AutoADError, PromotionError, StateError
 from autoad.models.registry import Registry
 from autoad.schema import Champion, PromoteRequest, PromotionResult, PromotionVerdict
+from autoad.search.public import without_paths
 from autoad.search.recovery import recover_lost_searches
 from autoad.settings import Settings
 
@@ -112,8 +113,8 @@ class Supervisor:
         for row in self._tables.running():
             if self._is_gone(row):
                 self._go_on(row)
-        while (row := self._tables.begin_next(self._name, self._most)) is not None:
-            self._start(row)
+        while (begun := self._tables.begin_next(self._name, self._most)) is not None:
+            self._start(begun)
 
     def _is_gone(self, row: Submission) -> bool:
         """Whether nobody carries a submission out that should run."""
@@ -196,7 +197,7 @@ class Supervisor:
             reason = str(error)
         else:
             return asked.model_copy(update={"state": "promoted"})
-        return asked.model_copy(update={"state": "refused", "reason": reason})
+        return asked.model_copy(update={"state": "refused", "reason": without_paths(reason)})
 
     def _champion(self, row: Submission) -> tuple[str, int]:
         """Name and version of the model that a search has made."""

@@ -91,9 +91,7 @@ class SubmissionTables:
         this = update(Submission).where(Submission.id == search)
         with self._database.transaction() as session:
             session.execute(
-                this.where(Submission.status == "queued").values(
-                    status="cancelled", cancelled=True, finished=utc_now()
-                )
+                this.where(Submission.status == "queued").values(status="cancelled", cancelled=True, finished=utc_now())
             )
             session.execute(this.where(Submission.status == "running").values(cancelled=True))
 

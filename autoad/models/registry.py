@@ -408,4 +408,6 @@ def _check_staged(route: RouteEntry, version: int) -> None:
         RouteConflictError: one is.
     """
     if route.staged not in (None, version):
-        raise RouteConflictError(f"version {route.staged} of {route.name!r} is being promoted; wait until that has ended")
+        raise RouteConflictError(
+            f"version {route.staged} of {route.name!r} is being promoted; wait until that has ended"
+        )

@@ -243,9 +243,7 @@ def _fill_in(request: SubmitRequest, datasets: DatasetList, project: str) -> Sub
     except UnknownNameError as error:
         raise UsageError(str(error)) from error  # the request is wrong; what it is sent to is there
     if request.objective in PIXEL_OBJECTIVES and kinds == {"classification"}:
-        raise UsageError(
-            f"the objective {request.objective} needs a map and {', '.join(request.algorithms)} give none"
-        )
+        raise UsageError(f"the objective {request.objective} needs a map and {', '.join(request.algorithms)} give none")
     name, _, version = request.dataset.partition("/")
     dataset = datasets.entry(name, int(version) if version else None, project)
     changes: dict[str, Any] = {

@@ -51,7 +51,7 @@ def schema(plant: Any, plane: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     options = ServeOptions(replicas=1, threads=2, poll_seconds=0.02)
     scorer = Scorer(registry, options, "r1")
     doorkeeper = Authenticator(Keys(database), database.project, loopback=True)
-    app = create_app(scorer, registry, plane(registry, scorer), doorkeeper, options)
+    app = create_app(scorer, registry, plane(registry, scorer), doorkeeper, options, database, settings)
     # Of nothing but random bytes, none would be a picture.
     pictures = strategies.sampled_from(plant.pictures) | strategies.binary(max_size=100)
     schemathesis.openapi.media_type("image/*", pictures)
