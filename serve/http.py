@@ -1,8 +1,9 @@
-"""The HTTP interface: scoring, models, promotion, datasets, health, metrics, documentation."""
+"""The HTTP interface: scoring, models, promotion, datasets, searches, health, metrics, documentation."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 import sys
@@ -25,6 +26,7 @@ from autoad.errors import StateError
 from autoad.models.registry import Registry
 from autoad.schema import MapFormat, ModelEntry, PromoteRequest, PromotionResult, ReasonRequest, RouteEntry, ScoreReply
 from autoad.schema import Scope as KeyScope
+from autoad.search.submissions import Submissions
 from autoad.serve import faults
 from autoad.serve.auth import Identity
 from autoad.serve.batching import QueueFullError
@@ -35,7 +37,9 @@ from autoad.serve.options import ServeOptions
 from autoad.serve.pictures import BodyBudget, read_pictures
 from autoad.serve.rates import RateLimiter
 from autoad.serve.replies import make_reply
+from autoad.serve.reports import report_store
 from autoad.serve.scorer import Scorer
+from autoad.serve.searches import searches_router
 from autoad.settings import Settings, get_settings
 
 __all__ = ["ControlPort", "Doorkeeper", "create_app", "describe_api"]
@@ -142,7 +146,7 @@ def create_app(
     app = _App(
         title="autoad",
         version=autoad.__version__,
-        description="Keeps datasets, scores pictures by promoted models, and promotes models.",
+        description="Keeps datasets, searches models for them, promotes models, and scores pictures by them.",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -165,6 +169,15 @@ def create_app(
     may_score, may_admin = may("score"), may("admin")
     catalog = Catalog(database, settings, limits_of(options))
     app.include_router(datasets_router(catalog, may, bodies, options))
+    app.include_router(
+        searches_router(
+            Submissions(database),
+            catalog,
+            functools.partial(report_store, settings),
+            may,
+            options,
+        )
+    )
 
     @app.post(
         "/v1/models/{name}/score",
