@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from autoad.data._picture import GOOD, Split
 
-__all__ = ["GOOD_NAMES", "ListedPicture", "Listing", "files_below", "label_named"]
-
-GOOD_NAMES = frozenset({"good", "normal", "ok"})
-# What explains or decorates a folder; a picture may well be called license_plate.png.
-_NOT_DATA = re.compile(r"(readme|licen[cs]e)(\.(txt|md|rst|html|pdf))?|thumbs\.db|desktop\.ini", re.IGNORECASE)
+__all__ = ["ListedPicture", "Listing"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,25 +40,3 @@ class Listing:
     root: Path
     layout: str
     files: tuple[ListedPicture, ...]
-
-
-def label_named(name: str) -> str:
-    """The label of a folder or manifest entry: ``good``, ``normal`` and ``ok`` in any case are all ``good``."""
-    return GOOD if name.casefold() in GOOD_NAMES else name
-
-
-def files_below(folder: Path, *, recursive: bool = True) -> Iterator[Path]:
-    """The files in a folder, in the order of their names; not hidden files nor what explains or decorates a folder.
-
-    Raises:
-        OSError: a folder cannot be listed.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
-        for name in sorted(names):
-            if not name.startswith(".") and not _NOT_DATA.fullmatch(name):
-                yield Path(parent, name)
