@@ -56,7 +56,7 @@ class Asked:
     body: bytes
 
 
-class Refused(Exception):
+class RefusalError(Exception):
     """Is answered as an error."""
 
     def __init__(self, status: int, code: str, message: str, **more: Any) -> None:
@@ -110,10 +110,10 @@ class Service:
     def missing(self, request: UploadRequest) -> list[str]:
         return list(dict.fromkeys(file.sha256 for file in request.files if file.sha256 not in self.files))
 
-    def upload_entry(self, id: str) -> UploadEntry:
-        name, request = self.uploads[id]
+    def upload_entry(self, one: str) -> UploadEntry:
+        name, request = self.uploads[one]
         return UploadEntry(
-            id=id,
+            id=one,
             dataset=name,
             missing=self.missing(request),
             files=len(request.files),
@@ -127,20 +127,20 @@ class Service:
             digest, size = struct.unpack(">32sQ", body[place : place + 40])
             data = body[place + 40 : place + 40 + size]
             if hashlib.sha256(data).digest() != digest:
-                raise Refused(400, "bad_request", "a file has another sha256 than it says")
+                raise RefusalError(400, "bad_request", "a file has another sha256 than it says")
             self.files[digest.hex()] = data
             self.received.append(digest.hex())
             place += 40 + size
             count += 1
         return count
 
-    def new_version(self, name: str, hash: str, files: int, size: int, note: str) -> tuple[int, DatasetEntry]:
+    def new_version(self, name: str, digest: str, files: int, size: int, note: str) -> tuple[int, DatasetEntry]:
         versions = self.datasets.setdefault(name, [])
-        if versions and versions[-1].hash == hash:
+        if versions and versions[-1].hash == digest:
             return 200, versions[-1]
         counts = {"good": files, "defective": 0, "masks": 0, "skipped": 0}
         entry = DatasetEntry(
-            name=name, version=len(versions) + 1, hash=hash, layout="folder", counts=counts, size=size, note=note,
+            name=name, version=len(versions) + 1, hash=digest, layout="folder", counts=counts, size=size, note=note,
             actor="test", created=NOW,
         )  # fmt: skip
         versions.append(entry)
@@ -151,10 +151,10 @@ class Service:
             return self.searches[self.keys[key]]
         name, _, number = request.dataset.partition("/")
         if name not in self.datasets:
-            raise Refused(404, "unknown_name", f"unknown dataset {name!r}. There is none yet.")
-        id = f"s{len(self.searches) + 1}"
+            raise RefusalError(404, "unknown_name", f"unknown dataset {name!r}. There is none yet.")
+        one = f"s{len(self.searches) + 1}"
         entry = SubmissionEntry(
-            id=id,
+            id=one,
             name=request.name or f"{name}-search-{len(self.searches) + 1}",
             dataset=f"{name}/{number or len(self.datasets[name])}",
             model=request.model or name,
@@ -164,16 +164,16 @@ class Service:
             position=0,
             created=NOW,
         )
-        self.searches[id] = entry
-        self.keys[key] = id
-        self.events[id] = some_events(entry)
+        self.searches[one] = entry
+        self.keys[key] = one
+        self.events[one] = some_events(entry)
         return entry
 
     def find(self, search: str) -> SubmissionEntry:
         for entry in self.searches.values():
             if search in (entry.id, entry.name):
                 return entry
-        raise Refused(404, "unknown_name", f"unknown search {search!r}. There is none yet.")
+        raise RefusalError(404, "unknown_name", f"unknown search {search!r}. There is none yet.")
 
 
 def some_events(entry: SubmissionEntry, trials: int = 3) -> list[SearchEvent]:
@@ -257,12 +257,10 @@ def create_app(current: Callable[[], Service]) -> FastAPI:
     async def around(request: Request, call_next: Handler) -> Response:
         service = current()
         body = await request.body()
-        path = request.url.path
-        service.asked.append(
-            Asked(request.method, path, dict(request.query_params), dict(request.headers), body)
-        )
+        path = request.scope["path"]
+        service.asked.append(Asked(request.method, path, dict(request.query_params), dict(request.headers), body))
         if service.api_key and request.headers.get("Authorization") != f"Bearer {service.api_key}":
-            return _error(Refused(401, "unauthenticated", "an API key is needed"))
+            return _error(RefusalError(401, "unauthenticated", "an API key is needed"))
         for place, (ending, make) in enumerate(service.faults):
             if path.endswith(ending):
                 del service.faults[place]
@@ -270,15 +268,15 @@ def create_app(current: Callable[[], Service]) -> FastAPI:
         reply = await call_next(request)
         if service.fail_after_work[path.rpartition("/")[2]] > 0:
             service.fail_after_work[path.rpartition("/")[2]] -= 1
-            return _error(Refused(503, "unavailable", "the reply is lost"))
+            return _error(RefusalError(503, "unavailable", "the reply is lost"))
         return reply
 
-    @app.exception_handler(Refused)
+    @app.exception_handler(RefusalError)
     async def refused(_: Request, error: Exception) -> Response:
-        assert isinstance(error, Refused)
+        assert isinstance(error, RefusalError)
         return _error(error)
 
-    def _error(error: Refused) -> JSONResponse:
+    def _error(error: RefusalError) -> JSONResponse:
         return JSONResponse({"error": {"code": error.code, "message": error.message} | error.more}, error.status)
 
     def record(value: Any, status: int = 200) -> Response:
@@ -304,29 +302,29 @@ def create_app(current: Callable[[], Service]) -> FastAPI:
     @app.post("/v1/datasets/{name}/uploads")
     async def begin(name: str, request: Request) -> Response:
         body = UploadRequest.model_validate_json(await request.body())
-        id = hashlib.sha256((name + body.model_dump_json()).encode()).hexdigest()[:16]
-        current().uploads[id] = (name, body)
-        return record(current().upload_entry(id), 201)
+        one = hashlib.sha256((name + body.model_dump_json()).encode()).hexdigest()[:16]
+        current().uploads[one] = (name, body)
+        return record(current().upload_entry(one), 201)
 
-    @app.get("/v1/datasets/{name}/uploads/{id}")
-    async def upload(name: str, id: str) -> Response:
-        return record(current().upload_entry(id))
+    @app.get("/v1/datasets/{name}/uploads/{one}")
+    async def upload(name: str, one: str) -> Response:
+        return record(current().upload_entry(one))
 
-    @app.post("/v1/datasets/{name}/uploads/{id}/files")
-    async def files(name: str, id: str, request: Request) -> Response:
+    @app.post("/v1/datasets/{name}/uploads/{one}/files")
+    async def files(name: str, one: str, request: Request) -> Response:
         body = await request.body()
         return JSONResponse({"files": current().receive(body), "bytes": len(body)})
 
-    @app.post("/v1/datasets/{name}/uploads/{id}/commit")
-    async def commit(name: str, id: str) -> Response:
+    @app.post("/v1/datasets/{name}/uploads/{one}/commit")
+    async def commit(name: str, one: str) -> Response:
         service = current()
-        _, request = service.uploads[id]
+        _, request = service.uploads[one]
         if service.missing(request):
-            raise Refused(409, "conflict", "files are missing")
+            raise RefusalError(409, "conflict", "files are missing")
         rows = sorted((file.path, file.sha256) for file in request.files)
-        hash = hashlib.sha256(repr((rows, request.table)).encode()).hexdigest()
+        digest = hashlib.sha256(repr((rows, request.table)).encode()).hexdigest()
         size = sum(file.size for file in request.files)
-        status, entry = service.new_version(name, hash, len(request.files), size, request.note)
+        status, entry = service.new_version(name, digest, len(request.files), size, request.note)
         service.committed[name, entry.version] = request
         return record(entry, status)
 
@@ -341,9 +339,9 @@ def create_app(current: Callable[[], Service]) -> FastAPI:
     async def example(name: str, request: Request) -> Response:
         body = await request.body()
         if name not in current().datasets:
-            raise Refused(404, "unknown_name", f"unknown dataset {name!r}")
-        hash = hashlib.sha256(body + str(request.query_params).encode()).hexdigest()
-        status, entry = current().new_version(name, hash, 1, len(body), request.query_params.get("note", ""))
+            raise RefusalError(404, "unknown_name", f"unknown dataset {name!r}")
+        digest = hashlib.sha256(body + str(request.query_params).encode()).hexdigest()
+        status, entry = current().new_version(name, digest, 1, len(body), request.query_params.get("note", ""))
         return record(entry, status)
 
     @app.get("/v1/datasets")
@@ -353,14 +351,14 @@ def create_app(current: Callable[[], Service]) -> FastAPI:
     @app.get("/v1/datasets/{name}")
     async def dataset(name: str) -> Response:
         if name not in current().datasets:
-            raise Refused(404, "unknown_name", f"unknown dataset {name!r}. Did you mean 'bottle'?")
+            raise RefusalError(404, "unknown_name", f"unknown dataset {name!r}. Did you mean 'bottle'?")
         versions = [entry.model_dump(mode="json") for entry in reversed(current().datasets[name])]
         return JSONResponse({"name": name, "versions": versions})
 
     @app.get("/v1/datasets/{name}/versions/{version}")
     async def version(name: str, version: int) -> Response:
         if not 1 <= version <= len(current().datasets.get(name, [])):
-            raise Refused(404, "unknown_name", f"unknown version {version}")
+            raise RefusalError(404, "unknown_name", f"unknown version {version}")
         return record(current().datasets[name][version - 1])
 
     @app.get("/v1/datasets/{name}/versions/{version}/pictures")
@@ -381,28 +379,28 @@ def create_app(current: Callable[[], Service]) -> FastAPI:
     async def searches(request: Request) -> Response:
         return page(list(reversed(current().searches.values())), request)
 
-    @app.get("/v1/searches/{id}")
-    async def search(id: str) -> Response:
-        return record(current().find(id))
+    @app.get("/v1/searches/{one}")
+    async def search(one: str) -> Response:
+        return record(current().find(one))
 
-    @app.get("/v1/searches/{id}/leaderboard")
-    async def leaderboard(id: str) -> Response:
-        return record(a_result(current().find(id)))
+    @app.get("/v1/searches/{one}/leaderboard")
+    async def leaderboard(one: str) -> Response:
+        return record(a_result(current().find(one)))
 
-    @app.get("/v1/searches/{id}/report")
-    async def report(id: str) -> Response:
-        return HTMLResponse(f"<h1>{current().find(id).name}</h1>")
+    @app.get("/v1/searches/{one}/report")
+    async def report(one: str) -> Response:
+        return HTMLResponse(f"<h1>{current().find(one).name}</h1>")
 
-    @app.post("/v1/searches/{id}/cancel")
-    async def cancel(id: str) -> Response:
-        entry = current().find(id).model_copy(update={"status": "cancelled"})
+    @app.post("/v1/searches/{one}/cancel")
+    async def cancel(one: str) -> Response:
+        entry = current().find(one).model_copy(update={"status": "cancelled"})
         current().searches[entry.id] = entry
         return record(entry)
 
-    @app.get("/v1/searches/{id}/events")
-    async def events(id: str, request: Request) -> Response:
+    @app.get("/v1/searches/{one}/events")
+    async def events(one: str, request: Request) -> Response:
         service = current()
-        entry = service.find(id)
+        entry = service.find(one)
         last = int(request.headers.get("Last-Event-ID", "0"))
 
         async def stream() -> AsyncIterator[str]:
@@ -428,9 +426,9 @@ def create_app(current: Callable[[], Service]) -> FastAPI:
         service = current()
         data = await request.body()
         if name not in service.models:
-            raise Refused(404, "unknown_name", f"unknown model {name!r}")
+            raise RefusalError(404, "unknown_name", f"unknown model {name!r}")
         if data.startswith(b"bad"):
-            raise Refused(422, "unreadable_picture", "is no PNG, JPEG, BMP, TIFF or WebP picture")
+            raise RefusalError(422, "unreadable_picture", "is no PNG, JPEG, BMP, TIFF or WebP picture")
         service.scoring += 1
         service.most_scoring = max(service.most_scoring, service.scoring)
         try:
@@ -459,7 +457,7 @@ def create_app(current: Callable[[], Service]) -> FastAPI:
     @app.get("/v1/models/{name}")
     async def model(name: str) -> Response:
         if name not in current().models:
-            raise Refused(404, "unknown_name", f"unknown model {name!r}")
+            raise RefusalError(404, "unknown_name", f"unknown model {name!r}")
         return record(current().models[name])
 
     @app.post("/v1/models/{name}/promote")
@@ -485,7 +483,7 @@ def create_app(current: Callable[[], Service]) -> FastAPI:
     @app.delete("/v1/models/{name}/versions/{version}")
     async def delete(name: str, version: int) -> Response:
         if version == 1:
-            raise Refused(400, "bad_request", "version 1 of 'bottle' is champion and cannot be deleted")
+            raise RefusalError(400, "bad_request", "version 1 of 'bottle' is champion and cannot be deleted")
         return Response(status_code=204)
 
     return app

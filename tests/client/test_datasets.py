@@ -183,7 +183,7 @@ def test_an_archive_is_sent_as_it_is_and_again_after_a_failure(
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as one:
         one.writestr("x", "y")
     assert client.submit_dataset(tmp_path / "set.zip").name == "set"
-    with pytest.raises(DatasetError, match="absent.zip must be readable"):
+    with pytest.raises(DatasetError, match=r"absent\.zip must be readable"):
         client.submit_dataset(tmp_path / "absent.zip")
 
 
@@ -206,7 +206,7 @@ def test_what_cannot_be_sent_is_refused_before_anything_is(client: Any, service:
             client.submit_dataset(tmp_path / data)
     with pytest.raises(UsageError, match="give one with name="):
         client.submit_dataset(tmp_path / "\u4e2d")
-    with pytest.raises(UsageError, match="note: .* at most 1000"):
+    with pytest.raises(UsageError, match=r"note: .* at most 1000"):
         client.submit_dataset(tmp_path / "\u4e2d", name="x", note="n" * 1001)
     with pytest.raises(UsageError, match="parallel must be"):
         client.submit_dataset(tmp_path / "\u4e2d", name="x", parallel=0)
@@ -239,7 +239,7 @@ def test_a_wrong_score_becomes_an_example(client: Any, service: Service, folder:
     assert asked.headers["content-type"].startswith("multipart/form-data")
     for part in (b'name="picture"', b'name="mask"', b"a picture", b"\x89PNG"):
         assert part in asked.body
-    with pytest.raises(UnreadableImageError, match="absent.png cannot be read"):
+    with pytest.raises(UnreadableImageError, match=r"absent\.png cannot be read"):
         client.add_example("bottle", tmp_path / "absent.png", "good")
     with pytest.raises(NotFoundError, match="unknown dataset 'botle'"):
         client.add_example("botle", wrong, "good")
