@@ -9,7 +9,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from autoad.errors import UsageError
 
-__all__ = ["Settings", "get_settings"]
+__all__ = ["DEFAULT_SERVER", "Settings", "get_settings"]
+
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+"""Whom clients ask where nobody names a server."""
 
 
 class Settings(BaseSettings):
@@ -25,7 +28,7 @@ class Settings(BaseSettings):
             would have free without it.
         memory_limit: bytes that trials may take together on this machine (``8GB``); None for what is free.
         database_patience: seconds that a search waits for metadata that cannot be written before it stops.
-        server: address of the autoad server that commands talk to.
+        server: address of the autoad server that commands and clients ask; empty where none is named.
         api_key: by which that server knows its caller.
         project: name under which datasets, searches and models are kept apart from other projects'.
     """
@@ -39,7 +42,7 @@ class Settings(BaseSettings):
     features_limit: ByteSize | None = None
     memory_limit: ByteSize | None = None
     database_patience: float = Field(default=60.0, ge=0, allow_inf_nan=False)
-    server: str = "http://127.0.0.1:8000"
+    server: str = ""
     api_key: SecretStr = SecretStr("")
     project: str = "default"
 

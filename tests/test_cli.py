@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoad.cli import _seconds
 from tests.conftest import Run
 
 
@@ -24,13 +23,6 @@ def test_help_is_quick(autoad: Run) -> None:
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert "search" in done.stdout
     assert min(times) < 0.5
-
-
-def test_durations() -> None:
-    assert [_seconds(text) for text in ("90", "45s", "20m", "1h30m", "1.5h")] == [90, 45, 1200, 5400, 5400]
-    for wrong in ("", "0", "m", "5 minutes", "-3"):
-        with pytest.raises(Exception, match="must be"):
-            _seconds(wrong)
 
 
 def test_search_json_has_the_promised_shape(searched: dict[str, Any], state: Path) -> None:

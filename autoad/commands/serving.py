@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from typing import Annotated, Any
 
 import typer
 
-from autoad.commands._options import Json
+from autoad.commands._options import Json, Server, client_of
 
 __all__ = ["promote", "rollback", "serve"]
 
-Server = Annotated[str, typer.Option(help="Address of the server. Default AUTOAD_SERVER, or http://127.0.0.1:8000.")]
 Reason = Annotated[str, typer.Option(help="Why; kept in the model's history.")]
 
 
@@ -58,7 +56,7 @@ def promote(
         bool | None, typer.Option("--shadow/--no-shadow", help="Let it score beside the champion, unseen; or end that.")
     ] = None,
     reason: Reason = "",
-    server: Server = "",
+    server: Server = None,
     as_json: Json = False,
 ) -> None:
     """Let a version of a model answer, once it scores on the server exactly what was evaluated."""
@@ -74,45 +72,39 @@ def promote(
         role = "shadow" if shadow is False else "canary"
         if version is not None:
             raise UsageError(f"--version cannot be given to end a {role}: there is but one; leave it out")
-        route = _ask(server, "DELETE", f"/v1/models/{name}/{role}", {"reason": reason})
-        out.out(json.dumps(route, indent=2) if as_json else f"{name}: ended; version {route['champion']} answers alone")
+        with client_of(server) as client:
+            end = client.end_canary if role == "canary" else client.end_shadow
+            route = end(name, reason=reason)
+        text = f"{name}: ended; version {route.champion} answers alone"
+        out.out(route.model_dump_json(indent=2) if as_json else text, highlight=False)
         return
-    body = {"version": version, "reason": reason, "canary": share, "shadow": bool(shadow)}
-    result = _ask(server, "POST", f"/v1/models/{name}/promote", body)
+    with client_of(server) as client:
+        result = client.promote(name, version, reason=reason, canary=share, shadow=bool(shadow))
     if as_json:
-        out.out(json.dumps(result, indent=2), highlight=False)
+        out.out(result.model_dump_json(indent=2), highlight=False)
         return
     how = "the champion" if share is None and not shadow else "shadow" if shadow else f"canary for {share:.1%}"
     out.print(
-        f"{name}: version {result['version']} is {how}; {result['parity_answers']} answers of "
-        f"{len(result['replicas'])} replicas to {result['parity_pictures']} pictures are what was evaluated "
-        f"({result['seconds']:.1f} s)"
+        f"{name}: version {result.version} is {how}; {result.parity_answers} answers of {len(result.replicas)} "
+        f"replicas to {result.parity_pictures} pictures are what was evaluated ({result.seconds:.1f} s)"
     )
 
 
 def rollback(
     name: Annotated[str, typer.Argument(help="Name of a model.")],
     reason: Reason = "",
-    server: Server = "",
+    server: Server = None,
     as_json: Json = False,
 ) -> None:
     """Let the version answer that was the champion before."""
     from autoad.console import out
 
-    route = _ask(server, "POST", f"/v1/models/{name}/rollback", {"reason": reason})
+    with client_of(server) as client:
+        route = client.rollback(name, reason=reason)
     if as_json:
-        out.out(json.dumps(route, indent=2), highlight=False)
+        out.out(route.model_dump_json(indent=2), highlight=False)
     else:
-        out.print(f"{name}: version {route['champion']} is the champion again, instead of {route['previous']}")
-
-
-def _ask(server: str, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    from autoad.client import Connection
-    from autoad.settings import get_settings
-
-    settings = get_settings()
-    with Connection(server or settings.server, settings.api_key.get_secret_value(), timeout=300) as connection:
-        return connection.delete(path, **(body or {})) if method == "DELETE" else connection.post(path, body)
+        out.print(f"{name}: version {route.champion} is the champion again, instead of {route.previous}")
 
 
 def _share(text: str) -> float:

@@ -52,8 +52,15 @@ def _interval(value: float | None, low: float | None, high: float | None) -> str
     return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def print_result(result: SearchResult, *, top: int = 15) -> None:
-    """A search's leaderboard and champion."""
+def print_result(result: SearchResult, *, top: int = 15, there: str | None = None) -> None:
+    """A search's leaderboard and champion.
+
+    Args:
+        result: of the search.
+        top: rows to show.
+        there: for a search on a server, the option by which commands ask that server, if they need one.
+    """
+    again = there or ""
     dataset = result.dataset
     counts = ", ".join(f"{count} {name}" for name, count in dataset.counts.items())
     out.print(f"{result.name}  {dataset.path} ({counts}), {duration(result.seconds)}, {result.engine}")
@@ -64,11 +71,16 @@ def print_result(result: SearchResult, *, top: int = 15) -> None:
     out.print(leaderboard_table(result.leaderboard, top))
     if len(result.leaderboard) > top:
         out.print(
-            f"... and {len(result.leaderboard) - top} more: autoad leaderboard {result.name} --top 0", style="dim"
+            f"... and {len(result.leaderboard) - top} more: autoad leaderboard {result.name} --top 0{again}",
+            style="dim",
         )
     champion = result.champion
     if champion is None:
-        hint = f"; go on with: autoad search --resume {result.search_id}" if result.status == "interrupted" else ""
+        hint = (
+            f"; go on with: autoad search --resume {result.search_id}"
+            if result.status == "interrupted" and there is None
+            else ""
+        )
         out.print(f"\nno champion (search {result.status}){hint}", soft_wrap=True)
         return
     test, default = champion.test, champion.default_patchcore
@@ -104,11 +116,11 @@ def print_result(result: SearchResult, *, top: int = 15) -> None:
             f"{speed.peak_memory_mb:.0f} MB"
         )
     out.print(f"model: {_address(champion)}", soft_wrap=True)
-    out.print(f"score pictures with: autoad score {shlex.quote(champion.address)} PICTURE...", style="bold")
+    out.print(f"score pictures with: autoad score {shlex.quote(champion.address)} PICTURE...{again}", style="bold")
     if champion.name is not None:
+        serve = "autoad serve, and then " if there is None else ""
         out.print(
-            f"let it answer over HTTP: autoad serve, and then autoad promote {champion.name} "
-            f"--version {champion.version}",
+            f"let it answer over HTTP: {serve}autoad promote {champion.name} --version {champion.version}{again}",
             style="bold",
             soft_wrap=True,
         )

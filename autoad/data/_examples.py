@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Self
 
 from autoad.data._checks import check_mask, refuse_few_good
-from autoad.data._listing import label_named
 from autoad.data._picture import GOOD
 from autoad.data.decoding import inspect_image
 from autoad.errors import DatasetError, UnreadableImageError
+from autoad.folders import label_named
 from autoad.schema import DatasetPicture
 
 __all__ = ["Example"]

@@ -6,11 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from autoad.data._picture import GOOD, Split
-from autoad.errors import DatasetError
 
-__all__ = ["GOOD_NAMES", "ListedPicture", "Listing", "label_named"]
-
-GOOD_NAMES = frozenset({"good", "normal", "ok"})
+__all__ = ["ListedPicture", "Listing"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +48,3 @@ class Listing:
             for one in self.files
         )
         return dataclasses.replace(self, root=self.root.absolute(), files=tuple(files))
-
-
-def label_named(name: str) -> str:
-    """The label of a folder or manifest entry: ``good``, ``normal`` and ``ok`` in any case are all ``good``.
-
-    White space around it does not count, for a manifest could not say it.
-
-    Raises:
-        DatasetError: there is nothing else.
-    """
-    label = name.strip()
-    if not label:
-        raise DatasetError(f"a label must say what a picture shows but got {name!r}: rename the folder")
-    return GOOD if label.casefold() in GOOD_NAMES else label

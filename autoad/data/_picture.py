@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 from autoad.files import read_file
+from autoad.folders import GOOD
+from autoad.schema import DatasetSplit as Split
 
 __all__ = ["GOOD", "Picture", "Split"]
-
-GOOD = "good"
-Split = Literal["", "train", "validation", "test"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["DiskTree", "NamedTree", "Tree"]
+from autoad.folders import files_below, is_data
 
-# What explains or decorates a folder; a picture may well be called license_plate.png.
-_NOT_DATA = re.compile(r"(readme|licen[cs]e)(\.(txt|md|rst|html|pdf))?|thumbs\.db|desktop\.ini", re.IGNORECASE)
+__all__ = ["DiskTree", "NamedTree", "Tree"]
 
 
 class Tree(Protocol):
@@ -59,13 +56,7 @@ class DiskTree:
 
     def files(self, folder: Path, *, recursive: bool = True) -> Iterator[Path]:
         """The files in a folder, in the order of their names."""
-
-        def refuse(error: OSError) -> None:
-            raise error
-
-        for parent, folders, names in os.walk(folder, onerror=refuse):
-            folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
-            yield from (Path(parent, name) for name in sorted(names) if _is_data(name))
+        return files_below(folder, recursive=recursive)
 
 
 class NamedTree:
@@ -101,10 +92,6 @@ class NamedTree:
         waiting = [folder]
         while waiting:
             parent = waiting.pop()
-            yield from (parent / name for name in sorted(self._names.get(parent, ())) if _is_data(name))
+            yield from (parent / name for name in sorted(self._names.get(parent, ())) if is_data(name))
             if recursive:
                 waiting += reversed(self.folders(parent))
-
-
-def _is_data(name: str) -> bool:
-    return not name.startswith(".") and not _NOT_DATA.fullmatch(name)

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autoad.data._checks import check
-from autoad.data._listing import GOOD_NAMES, ListedPicture, Listing, label_named
+from autoad.data._listing import ListedPicture, Listing
 from autoad.data._picture import GOOD, Split
 from autoad.data._tree import DiskTree, Tree
 from autoad.data.dataset import Dataset
 from autoad.data.manifest import list_manifest
 from autoad.errors import DatasetError
+from autoad.folders import GOOD_NAMES, label_named
 
 __all__ = ["LAYOUT_NAMES", "list_tree", "read_dataset"]
 

@@ -17,6 +17,7 @@ from autoad.schema.datasets import (
     UploadEntry,
     UploadRequest,
 )
+from autoad.schema.durations import parse_duration
 from autoad.schema.models import (
     KeyEntry,
     MapFormat,
@@ -118,4 +119,5 @@ __all__ = [
     "TrialStatus",
     "UploadEntry",
     "UploadRequest",
+    "parse_duration",
 ]

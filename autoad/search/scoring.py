@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from autoad.data import decode_image
+from autoad.data.heatmaps import heatmap_files, save_heatmap
 from autoad.database import Database, Search
 from autoad.errors import ArtifactError, UnknownNameError, UnreadableImageError, UsageError
-from autoad.files import write_atomically
 from autoad.models import MODELS, Model, draw_heatmap
 from autoad.models.registry import Registry
 from autoad.schema import ScoredPicture, SearchResult
@@ -95,7 +93,7 @@ def score_pictures(
     folder = find_model(model_name)
     model = Model.load(folder)
     scored, unreadable = [], []
-    targets = _heatmap_files(pictures, heatmaps) if heatmaps is not None else {}
+    targets = heatmap_files(pictures, heatmaps) if heatmaps is not None else {}
     for path in pictures:
         try:
             data = path.read_bytes()
@@ -123,28 +121,8 @@ def score_pictures(
     return scored, unreadable
 
 
-def _heatmap_files(pictures: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """A file for each picture's heatmap, named after its folder and itself; numbered where that is not enough."""
-    files: dict[Path, Path] = {}
-    taken: Counter[str] = Counter()
-    for picture in dict.fromkeys(pictures):
-        name = f"{picture.absolute().parent.name}-{picture.stem}".lstrip("-")
-        taken[name] += 1
-        files[picture] = folder / (f"{name}.png" if taken[name] == 1 else f"{name}.{taken[name]}.png")
-    return files
-
-
 def _write_heatmap(model: Model, data: bytes, anomaly_map: npt.NDArray[np.float32], target: Path) -> str:
     calibration = model.manifest.calibration
     if calibration is None:
         raise ArtifactError(f"the model {model.name!r} was never calibrated")
-    buffer = io.BytesIO()
-    draw_heatmap(decode_image(data), anomaly_map, calibration).save(buffer, "PNG")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, buffer.getvalue())
-    except OSError as error:
-        raise UsageError(
-            f"cannot write heatmaps to {str(target.parent)!r} ({error.strerror}); choose another --heatmaps"
-        ) from error
-    return str(target)
+    return save_heatmap(draw_heatmap(decode_image(data), anomaly_map, calibration), target)
