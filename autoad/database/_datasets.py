@@ -170,6 +170,7 @@ class DatasetTables:
             # The database takes the list apart, not this process, which has scores to give meanwhile.
             if _is_postgres(session):
                 each = func.json_array_elements(DatasetVersion.pictures).table_valued("value", with_ordinality="number")
+                each = each.render_derived()
                 first, value = 1, cast(each.c.value, Text)
             else:
                 each = func.json_each(DatasetVersion.pictures).table_valued("value", "key")
