@@ -83,14 +83,14 @@ def check(listing: Listing, look: Look | None = None) -> Dataset:
             one.listed.split,
             mask_sha256=one.mask_sha256 if one.mask else None,
         )
-        for one in sorted(kept, key=lambda one: one.listed.path)
+        for one in sorted(kept, key=lambda one: one.listed.path.parts)
     )
     return Dataset(
         name=listing.name,
         root=listing.root,
         layout=listing.layout,
         pictures=pictures,
-        skipped=tuple(sorted(unreadable + duplicates, key=lambda skipped: skipped.path)),
+        skipped=tuple(sorted(unreadable + duplicates, key=lambda skipped: skipped.path.parts)),
     )
 
 
@@ -155,7 +155,7 @@ def check_mask(label: str, picture: object, of: Inspection, mask: object, by: In
 def _without_duplicates(opened: list[_Opened]) -> tuple[list[_Opened], list[Skipped]]:
     """One of each picture, and the others as skipped; the one with a mask is kept, else the first by path."""
     groups: dict[str, list[_Opened]] = defaultdict(list)
-    for one in sorted(opened, key=lambda one: (one.mask is None, one.mask_sha256, one.listed.path)):
+    for one in sorted(opened, key=lambda one: (one.mask is None, one.mask_sha256, one.listed.path.parts)):
         groups[one.sha256].append(one)
     kept, duplicates = [], []
     for first, *others in groups.values():

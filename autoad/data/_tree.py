@@ -70,28 +70,37 @@ class NamedTree:
     def __init__(self, paths: Iterable[str], name: str) -> None:
         self.root = Path()
         self.name = name
-        self._names: defaultdict[Path, list[str]] = defaultdict(list)
-        self._folders: defaultdict[Path, set[str]] = defaultdict(set)
-        for path in map(Path, paths):
-            self._names[path.parent].append(path.name)
-        for parent in self._names:
-            for folder in (parent, *parent.parents):
-                if folder != self.root:
-                    self._folders[folder.parent].add(folder.name)
+        self._names: defaultdict[str, list[str]] = defaultdict(list)  # by folder, of which the root is the empty one
+        self._folders: defaultdict[str, list[str]] = defaultdict(list)
+        for path in paths:
+            folder, _, file = path.rpartition("/")
+            self._names[folder].append(file)
+        known: set[str] = set()
+        for folder in self._names:
+            while folder and folder not in known:
+                known.add(folder)
+                parent, _, folder_name = folder.rpartition("/")
+                self._folders[parent].append(folder_name)
+                folder = parent
 
     def is_folder(self, path: Path) -> bool:
         """Whether a file lies in that folder, or below it."""
-        return path in self._names or path in self._folders
+        return _key(path) in self._names or _key(path) in self._folders
 
     def folders(self, folder: Path) -> list[Path]:
         """The folders directly in a folder, by name."""
-        return sorted(folder / name for name in self._folders.get(folder, ()) if not name.startswith("."))
+        return [folder / name for name in sorted(self._folders.get(_key(folder), ())) if not name.startswith(".")]
 
     def files(self, folder: Path, *, recursive: bool = True) -> Iterator[Path]:
         """The files in a folder, in the order of their names."""
         waiting = [folder]
         while waiting:
             parent = waiting.pop()
-            yield from (parent / name for name in sorted(self._names.get(parent, ())) if is_data(name))
+            names = sorted(self._names.get(_key(parent), ()))
+            yield from (parent / name for name in names if is_data(name))
             if recursive:
                 waiting += reversed(self.folders(parent))
+
+
+def _key(folder: Path) -> str:
+    return str(folder) if folder.parts else ""

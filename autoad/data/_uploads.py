@@ -7,7 +7,7 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from autoad.data._checks import FileFacts, check
@@ -19,7 +19,7 @@ from autoad.data.dataset import Dataset
 from autoad.data.decoding import Inspection, inspect_image
 from autoad.data.layouts import list_tree
 from autoad.data.manifest import list_rows
-from autoad.database import DatasetTables, StoredFile
+from autoad.database import DatasetTables, FileRow
 from autoad.errors import ConflictError, DatasetError, QuotaError, UnknownNameError, UsageError
 from autoad.files import Buffer, FileStore
 from autoad.schema import ReceivedEntry, UploadEntry, UploadRequest
@@ -133,9 +133,11 @@ class Uploads:
                 )
         self._files.check_room(project, sum(size for sha256, size in sizes.items() if sha256 not in known))
         upload_id = _identify(name, request)
-        self._tables.begin_upload(project, upload_id, name, request.model_dump(mode="json"))
+        row = self._tables.upload(project, name, upload_id)
+        if row is None or row.version is None:
+            self._tables.begin_upload(project, upload_id, name, request.model_dump(mode="json"))
         self._remember(project, upload_id, sizes)
-        return self._entry(project, name, upload_id, request)
+        return _entry(name, upload_id, request, known, None if row is None else row.version)
 
     def entry(self, project: str, name: str, upload_id: str) -> UploadEntry:
         """An upload as it stands.
@@ -143,7 +145,10 @@ class Uploads:
         Raises:
             UnknownNameError: there is none.
         """
-        return self._entry(project, name, upload_id, self._request(project, name, upload_id))
+        version = self.version(project, name, upload_id)
+        request = self._request(project, name, upload_id)
+        known = self._tables.sizes(project, {file.sha256 for file in request.files})
+        return _entry(name, upload_id, request, known, version)
 
     def version(self, project: str, name: str, upload_id: str) -> int | None:
         """The version that an upload has become; None before its commit.
@@ -200,18 +205,6 @@ class Uploads:
             )
         return _read(name, request, stored), request
 
-    def _entry(self, project: str, name: str, upload_id: str, request: UploadRequest) -> UploadEntry:
-        row = self._tables.upload(project, name, upload_id)
-        known = self._tables.sizes(project, {file.sha256 for file in request.files})
-        return UploadEntry(
-            id=upload_id,
-            dataset=name,
-            missing=list(dict.fromkeys(file.sha256 for file in request.files if file.sha256 not in known)),
-            files=len(request.files),
-            bytes=sum(file.size for file in request.files),
-            version=None if row is None else row.version,
-        )
-
     def _request(self, project: str, name: str, upload_id: str) -> UploadRequest:
         row = self._tables.upload(project, name, upload_id, request=True)
         if row is None:
@@ -240,7 +233,20 @@ class Uploads:
                 self._sizes.popitem(last=False)
 
 
-def _read(name: str, request: UploadRequest, stored: Mapping[str, StoredFile]) -> Dataset:
+def _entry(
+    name: str, upload_id: str, request: UploadRequest, known: Container[str], version: int | None
+) -> UploadEntry:
+    return UploadEntry(
+        id=upload_id,
+        dataset=name,
+        missing=list(dict.fromkeys(file.sha256 for file in request.files if file.sha256 not in known)),
+        files=len(request.files),
+        bytes=sum(file.size for file in request.files),
+        version=version,
+    )
+
+
+def _read(name: str, request: UploadRequest, stored: Mapping[str, FileRow]) -> Dataset:
     """The dataset that files are by their names and by what was found of them when they arrived; none is opened.
 
     Args:
@@ -251,10 +257,10 @@ def _read(name: str, request: UploadRequest, stored: Mapping[str, StoredFile]) -
     Raises:
         DatasetError: as :func:`autoad.data.read_dataset`.
     """
-    by_path = {Path(file.path): file.sha256 for file in request.files}
+    by_path = {file.path: file.sha256 for file in request.files}
 
     def look(path: Path) -> FileFacts:
-        row = stored[by_path[path]]
+        row = stored[by_path[str(path)]]
         size = None if row.height is None or row.width is None else (row.height, row.width)
         return FileFacts(row.sha256, Inspection(size, row.fault, row.marks))
 
