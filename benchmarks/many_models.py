@@ -3,10 +3,10 @@
     python benchmarks/many_models.py FOLDER [--models 100] [--rounds 3]
 
 Half are PatchCore with a 1 % coreset, half DFM, of FOLDER's pictures (MVTec AD layout): copies of two that were fitted,
-which a server loads one by one all the same. Each round measures pictures a second by 16 threads of the product's
-client against one model of each kind, then against all in turn. The replica's resident memory is read with these two
-loaded, and with all, beside what the heads take on disk. Last the replica is killed, and its successor's first score
-timed.
+which a server loads one by one all the same. Each round measures pictures a second by 16 threads of one of the
+product's clients against one model of each kind, then against all in turn. The replica's resident memory is read with
+these two loaded, and with all, beside what the heads take on disk. Last the replica is killed, and its successor's
+first score timed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoad.client import Connection
+from autoad.client import Client
 from autoad.data import read_dataset
 from autoad.database import Database
 from autoad.models import read_manifest, write_manifest
@@ -93,13 +93,13 @@ def _send(server: Deployment, names: Sequence[str], pictures: Sequence[bytes], s
     done = itertools.count()
     deadline = time.perf_counter() + seconds
 
+    client = Client(server.address)
+
     def ask() -> None:
-        with Connection(server.address) as client:
-            while time.perf_counter() < deadline:
-                number = next(turn)
-                path = f"/v1/models/{names[number % len(names)]}/score"
-                client.send(path, pictures[number % len(pictures)], version=1)
-                next(done)
+        while time.perf_counter() < deadline:
+            number = next(turn)
+            client.score(names[number % len(names)], pictures[number % len(pictures)], 1)
+            next(done)
 
     threads = [threading.Thread(target=ask) for _ in range(CLIENTS)]
     started = time.perf_counter()
@@ -107,7 +107,9 @@ def _send(server: Deployment, names: Sequence[str], pictures: Sequence[bytes], s
         thread.start()
     for thread in threads:
         thread.join()
-    return next(done) / (time.perf_counter() - started)
+    rate = next(done) / (time.perf_counter() - started)
+    client.close()
+    return rate
 
 
 def _memory(server: Deployment) -> float:
@@ -119,10 +121,10 @@ def _restart(server: Deployment, name: str, picture: bytes) -> float:
     """Seconds from a kill to a score by the replica that takes the dead one's place."""
     server.kill("replica")
     killed = time.perf_counter()
-    with Connection(server.address, retries=0, timeout=30) as client:
+    with Client(server.address, retries=0, timeout=30) as client:
         while True:
             try:
-                client.send(f"/v1/models/{name}/score", picture, version=1)
+                client.score(name, picture, 1)
                 return time.perf_counter() - killed
             except Exception:
                 time.sleep(0.05)

@@ -33,7 +33,7 @@ import httpx2
 import psutil
 import safetensors.torch
 
-from autoad.client import Connection
+from autoad.client import Client
 from autoad.data import read_dataset
 from autoad.features import create_backbone
 from tests.serve.factory import add_model, make_state
@@ -144,9 +144,10 @@ def _served(state: Path, replicas: int) -> Iterator[psutil.Process]:
     with (state / "serve.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)
     try:
-        with Connection(f"http://127.0.0.1:{PORT}", retries=10) as connection:
-            connection.get("/ready")
-            connection.post("/v1/models/bench/promote", {}, timeout=120)
+        with Client(f"http://127.0.0.1:{PORT}", retries=20) as client:
+            while not client.ready():
+                time.sleep(0.5)
+            client.promote("bench")
         yield psutil.Process(process.pid)
     finally:
         process.terminate()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import io
 import os
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 from autoad.client._local import LocalDataset, LocalFile, hash_files, list_dataset
 from autoad.client._records import make_record, segment
-from autoad.client._transport import Body, Transport
+from autoad.client._transport import Transport
 from autoad.errors import DatasetError, ServerError
 from autoad.schema import DatasetEntry, FileEntry, ReceivedEntry, UploadEntry, UploadRequest
 
@@ -182,18 +181,22 @@ class _Sender:
         async def work() -> None:
             nonlocal done
             for pack in packs:
-                body = await asyncio.to_thread(_pack, pack)
-                await self._transport.post(
-                    ReceivedEntry,
-                    f"{self.path}/files",
-                    repeat="patience",
-                    content=_in_chunks(body),
-                    headers=_BYTES | {"Content-Length": str(len(body))},
-                )
+                await self._send_pack(pack)
                 done += sum(entry.size for _, entry in pack)
                 self._progress(done, total, text)
 
         await _together(work() for _ in range(self._parallel))
+
+    async def _send_pack(self, pack: Sequence[tuple[LocalFile, FileEntry]]) -> None:
+        """One request; a function of its own, so that its bytes are gone before the next pack is read."""
+        body = await asyncio.to_thread(_pack, pack)
+        await self._transport.post(
+            ReceivedEntry,
+            f"{self.path}/files",
+            repeat="patience",
+            content=_in_chunks(body),
+            headers=_BYTES | {"Content-Length": str(len(body))},
+        )
 
     def _packs(self, missing: Sequence[str]) -> Iterator[list[tuple[LocalFile, FileEntry]]]:
         pack: list[tuple[LocalFile, FileEntry]] = []
@@ -210,26 +213,29 @@ class _Sender:
             yield pack
 
 
-def _pack(files: Sequence[tuple[LocalFile, FileEntry]]) -> bytes:
-    """The frames of files: sha256, length, bytes."""
-    body = io.BytesIO()
+def _pack(files: Sequence[tuple[LocalFile, FileEntry]]) -> memoryview:
+    """The frames of files: sha256, length, bytes; read straight into their places."""
+    body = memoryview(bytearray(sum(_HEADER.size + entry.size for _, entry in files)))
+    place = 0
     for file, entry in files:
+        start = place + _HEADER.size
+        _HEADER.pack_into(body, place, bytes.fromhex(entry.sha256), entry.size)
+        place = start + entry.size
         try:
-            data = file.source.read_bytes()
+            with file.source.open("rb") as stream:
+                whole = stream.readinto(body[start:place]) == entry.size and not stream.read(1)
         except OSError as error:
             raise DatasetError(f"{file.source} must be readable but {error.strerror}") from error
-        if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
+        if not whole or hashlib.sha256(body[start:place]).hexdigest() != entry.sha256:
             raise DatasetError(f"{file.source} changed while it was sent: send it again when nothing writes to it")
-        body.write(_HEADER.pack(bytes.fromhex(entry.sha256), len(data)))
-        body.write(data)
-    return body.getvalue()
+    return body
 
 
-def _in_chunks(body: bytes) -> Body:
+def _in_chunks(body: memoryview) -> Callable[[], AsyncIterator[bytes]]:
     """So that the time limit is one on each megabyte, and a slow line is no error."""
 
     async def chunks() -> AsyncIterator[bytes]:
         for start in range(0, len(body), _CHUNK):
-            yield body[start : start + _CHUNK]
+            yield bytes(body[start : start + _CHUNK])
 
     return chunks

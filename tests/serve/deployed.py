@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from autoad.client import Connection
+from autoad.client import Client, Score
 
 READY_SECONDS = 120
 PROCESSES = {
@@ -35,9 +35,9 @@ class Deployment:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def connect(self, **options: Any) -> Connection:
+    def connect(self, **options: Any) -> Client:
         """A client."""
-        return Connection(self.address, **options)
+        return Client(self.address, **options)
 
     def children(self, kind: str | None = None) -> list[psutil.Process]:
         """Its processes, or those of a kind in PROCESSES."""
@@ -93,12 +93,12 @@ class Reply:
     picture: int
     asked: float
     seconds: float
-    answer: dict[str, Any] | None
+    answer: Score | None
     error: str
 
 
 class Load:
-    """Clients that score pictures over and over, each with three retries, until the context ends.
+    """Threads of one client that score pictures over and over, with three retries, until the context ends.
 
     Args:
         deployment: whom they ask.
@@ -108,11 +108,11 @@ class Load:
     """
 
     def __init__(self, deployment: Deployment, model: str, pictures: Sequence[bytes], *, clients: int = 8) -> None:
-        self._deployment = deployment
-        self._path = f"/v1/models/{model}/score"
+        self._model = model
         self._pictures = pictures
         self._stop = threading.Event()
         self.replies: list[Reply] = []
+        self._client = deployment.connect(retries=3, timeout=30)
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
 
     def __enter__(self) -> Load:
@@ -124,6 +124,7 @@ class Load:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+        self._client.close()
 
     def wait(self, replies: int, seconds: float) -> None:
         """Until so many more replies have come."""
@@ -139,13 +140,12 @@ class Load:
         return [reply for reply in self.replies if reply.answer is None]
 
     def _ask(self, number: int) -> None:
-        with self._deployment.connect(retries=3, timeout=30) as client:
-            picture = number
-            while not self._stop.is_set():
-                picture = (picture + 1) % len(self._pictures)
-                asked, answer, error = time.monotonic(), None, ""
-                try:
-                    answer = client.send(self._path, self._pictures[picture])
-                except Exception as failure:
-                    error = repr(failure)
-                self.replies.append(Reply(picture, asked, time.monotonic() - asked, answer, error))
+        picture = number
+        while not self._stop.is_set():
+            picture = (picture + 1) % len(self._pictures)
+            asked, answer, error = time.monotonic(), None, ""
+            try:
+                answer = self._client.score(self._model, self._pictures[picture])
+            except Exception as failure:
+                error = repr(failure)
+            self.replies.append(Reply(picture, asked, time.monotonic() - asked, answer, error))

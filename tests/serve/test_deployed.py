@@ -23,7 +23,7 @@ from PIL import Image
 
 from autoad.algorithms import ALGORITHMS
 from autoad.data import read_dataset
-from autoad.errors import ServerError
+from autoad.errors import NotFoundError
 from autoad.models import Model
 from autoad.settings import Settings
 from tests.serve.deployed import Deployment, Load, deploy
@@ -62,7 +62,7 @@ def expected(state: Path, pictures: list[bytes]) -> dict[int, list[float]]:
 def server(state: Path) -> Iterator[Deployment]:
     with deploy(state, "--replicas", "2") as deployment:
         with deployment.connect() as client:
-            client.post("/v1/models/bottle/promote", {"version": 1}, timeout=120)
+            client.promote("bottle", 1)
         yield deployment
 
 
@@ -71,7 +71,7 @@ def check(load: Load, expected: dict[int, list[float]]) -> None:
     assert load.lost == []
     for reply in load.replies:
         assert reply.answer is not None
-        assert reply.answer["pictures"][0]["score"] == expected[reply.answer["version"]][reply.picture]
+        assert reply.answer.score == expected[reply.answer.version][reply.picture]
 
 
 def test_everything_listens_on_loopback_only(server: Deployment) -> None:
@@ -93,31 +93,32 @@ def test_a_score_is_the_artifacts_to_the_last_bit_at_any_concurrency(
         load.wait(3 * len(pictures), 60)
     check(load, expected)
     if clients > 1:
-        assert len({reply.answer["replica"] for reply in load.replies if reply.answer}) == 2
+        assert len({reply.answer.reply.replica for reply in load.replies if reply.answer}) == 2
 
 
 def promote_under_load(
     server: Deployment, pictures: list[bytes], expected: dict[int, list[float]], *, turns: int, replies: int
 ) -> Load:
     """Promotions and rollbacks in turn, and a canary in between, while clients ask."""
-    with server.connect(timeout=120) as admin, Load(server, "bottle", pictures) as load:
-        champion = admin.get("/v1/models/bottle")["route"]["champion"]
+    with server.connect() as admin, Load(server, "bottle", pictures) as load:
+        champion = admin.model("bottle").route.champion
+        assert champion is not None
         for turn in range(turns):
             challenger = 3 - champion
-            admin.post("/v1/models/bottle/promote", {"version": challenger, "canary": 0.3})
+            admin.promote("bottle", challenger, canary=0.3)
             load.wait(replies // (2 * turns), 120)
             if turn % 2 == 0:
-                route = admin.post("/v1/models/bottle/promote", {"version": challenger})["route"]
+                route = admin.promote("bottle", challenger).route
             else:
-                route = admin.post("/v1/models/bottle/rollback", {"reason": "turn and turn about"})
+                route = admin.rollback("bottle", reason="turn and turn about")
             champion = challenger
-            assert (route["champion"], route["canary"]) == (champion, None)
+            assert (route.champion, route.canary) == (champion, None)
             switched = time.monotonic()
             load.wait(replies // (2 * turns), 120)
-            late = [r for r in load.replies if r.asked > switched and r.answer and r.answer["version"] != champion]
+            late = [r for r in load.replies if r.asked > switched and r.answer and r.answer.version != champion]
             assert late == []  # who asks after the reply to a promotion is answered by the new champion
     check(load, expected)
-    assert {reply.answer["version"] for reply in load.replies if reply.answer} == {1, 2}
+    assert {reply.answer.version for reply in load.replies if reply.answer} == {1, 2}
     return load
 
 
@@ -152,10 +153,10 @@ def test_a_process_that_dies_costs_clients_with_retries_nothing(
 
 def test_what_the_control_plane_refuses_is_told_as_it_is(server: Deployment) -> None:
     with server.connect() as admin:
-        for path, status in (("bottle/promote", 404), ("nothing/rollback", 404)):
-            with pytest.raises(ServerError, match="unknown") as raised:
-                admin.post(f"/v1/models/{path}", {"version": 99} if "promote" in path else {})
-            assert (raised.value.status, raised.value.code) == (status, "unknown_name")
+        for ask in (lambda: admin.promote("bottle", 99), lambda: admin.rollback("nothing")):
+            with pytest.raises(NotFoundError, match="unknown") as raised:
+                ask()
+            assert (raised.value.status, raised.value.code) == (404, "unknown_name")
 
 
 def test_a_second_server_on_the_port_is_refused(server: Deployment, state: Path) -> None:
@@ -180,12 +181,12 @@ def test_each_fault_five_times(server: Deployment, pictures: list[bytes], expect
 def test_every_algorithm_passes_its_gate(server: Deployment, state: Path, demo: Path) -> None:
     """Evaluated in this process with all threads, served with one a replica."""
     dataset = read_dataset(demo)
-    with server.connect(timeout=120) as admin:
+    with server.connect() as admin:
         for name in ALGORITHMS:
             add_model(Settings(data_dir=state), dataset, f"one-{name}", name)
-            result = admin.post(f"/v1/models/one-{name}/promote", {})
-            assert result["route"]["champion"] == 1
-            print(f"\n{name}: {result['parity_answers']} answers of {len(result['replicas'])} replicas")
+            result = admin.promote(f"one-{name}")
+            assert result.route.champion == 1
+            print(f"\n{name}: {result.parity_answers} answers of {len(result.replicas)} replicas")
 
 
 @pytest.mark.faults
