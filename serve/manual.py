@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-__all__ = ["draw_manual"]
+__all__ = ["METHODS", "draw_manual"]
 
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
@@ -18,7 +18,7 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .2rem .75rem .2rem 0; }
 code { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
 """
-_METHODS = ("get", "post", "put", "delete")
+METHODS = ("get", "post", "put", "delete")
 
 
 def draw_manual(document: dict[str, Any]) -> str:
@@ -35,7 +35,7 @@ def draw_manual(document: dict[str, Any]) -> str:
         "<h2>Requests</h2>",
     ]
     for path, operations in document["paths"].items():
-        for method in _METHODS:
+        for method in METHODS:
             if method in operations:
                 parts.append(_operation(path, method, operations[method]))
     parts.append("<h2>Records</h2>")
