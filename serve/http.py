@@ -1,4 +1,4 @@
-"""The HTTP interface: scoring, models, promotion, searches, health, metrics, documentation."""
+"""The HTTP interface: scoring, models, promotion, datasets, searches, health, metrics, documentation."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from autoad.search.submissions import Submissions
 from autoad.serve import faults
 from autoad.serve.auth import Identity
 from autoad.serve.batching import QueueFullError
+from autoad.serve.datasets import datasets_router, limits_of
 from autoad.serve.faults import ErrorReply, describe_errors
 from autoad.serve.manual import draw_manual
 from autoad.serve.options import ServeOptions
@@ -47,6 +48,8 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,200}")
 _Name = Annotated[str, Path(description="Name of a model.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 _Reason = Annotated[str, Query(description="Why; kept in the model's history.", max_length=1000, pattern=r"^[^\x00]*$")]
 _CONTROL_BYTES = 2**16  # of a request that brings no pictures
+# These read their bodies themselves, once they know who sends them, and know limits of their own.
+_HAS_LIMITS = re.compile(r"/score$|^/v1/datasets/[^/]+/(uploads|uploads/[^/]+/files|archive|examples)$")
 _PICTURES = {
     "requestBody": {
         "required": True,
@@ -143,7 +146,7 @@ def create_app(
     app = _App(
         title="autoad",
         version=autoad.__version__,
-        description="Scores pictures by promoted models, promotes models, and searches for better ones.",
+        description="Keeps datasets, searches for models, promotes them, and scores pictures by them.",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -164,15 +167,10 @@ def create_app(
         return Depends(check)
 
     may_score, may_admin = may("score"), may("admin")
-    app.include_router(
-        searches_router(
-            Submissions(database),
-            Catalog(database, settings),
-            functools.partial(report_store, settings),
-            may,
-            options,
-        )
-    )
+    catalog = Catalog(database, settings, limits_of(options))
+    app.include_router(datasets_router(catalog, may, bodies, options))
+    reports = functools.partial(report_store, settings)
+    app.include_router(searches_router(Submissions(database), catalog, reports, may, options))
 
     @app.post(
         "/v1/models/{name}/score",
@@ -345,7 +343,7 @@ class _Limited:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].endswith("/score"):  # which knows limits of its own
+        if scope["type"] != "http" or _HAS_LIMITS.search(scope["path"]):
             await self._app(scope, receive, send)
             return
         size = 0

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from autoad.data._picture import GOOD, Split
+from autoad.errors import DatasetError
 
-__all__ = ["GOOD_NAMES", "ListedPicture", "Listing", "files_below", "label_named"]
+__all__ = ["GOOD_NAMES", "ListedPicture", "Listing", "label_named"]
 
 GOOD_NAMES = frozenset({"good", "normal", "ok"})
-# What explains or decorates a folder; a picture may well be called license_plate.png.
-_NOT_DATA = re.compile(r"(readme|licen[cs]e)(\.(txt|md|rst|html|pdf))?|thumbs\.db|desktop\.ini", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,24 +44,24 @@ class Listing:
     layout: str
     files: tuple[ListedPicture, ...]
 
+    def absolute(self) -> Listing:
+        """The same, whatever becomes of the working folder."""
+        files = (
+            dataclasses.replace(one, path=one.path.absolute(), mask=None if one.mask is None else one.mask.absolute())
+            for one in self.files
+        )
+        return dataclasses.replace(self, root=self.root.absolute(), files=tuple(files))
+
 
 def label_named(name: str) -> str:
-    """The label of a folder or manifest entry: ``good``, ``normal`` and ``ok`` in any case are all ``good``."""
-    return GOOD if name.casefold() in GOOD_NAMES else name
+    """The label of a folder or manifest entry: ``good``, ``normal`` and ``ok`` in any case are all ``good``.
 
-
-def files_below(folder: Path, *, recursive: bool = True) -> Iterator[Path]:
-    """The files in a folder, in the order of their names; not hidden files nor what explains or decorates a folder.
+    White space around it does not count, for a manifest could not say it.
 
     Raises:
-        OSError: a folder cannot be listed.
+        DatasetError: there is nothing else.
     """
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
-        for name in sorted(names):
-            if not name.startswith(".") and not _NOT_DATA.fullmatch(name):
-                yield Path(parent, name)
+    label = name.strip()
+    if not label:
+        raise DatasetError(f"a label must say what a picture shows but got {name!r}: rename the folder")
+    return GOOD if label.casefold() in GOOD_NAMES else label

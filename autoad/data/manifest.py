@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -16,7 +16,7 @@ from autoad.data._listing import ListedPicture, Listing, label_named
 from autoad.data._picture import GOOD, Split
 from autoad.errors import DatasetError
 
-__all__ = ["list_manifest"]
+__all__ = ["list_manifest", "list_rows"]
 
 _COLUMNS = ("path", "label", "split", "mask")
 _SPLITS: tuple[str, ...] = get_args(Split)
@@ -40,7 +40,7 @@ def list_manifest(path: Path) -> Listing:
         columns, rows = _read_csv(path) if suffix == ".csv" else _read_parquet(path)
         _check_columns(path, columns)
         root = path.absolute().parent
-        files = tuple(_listed(path, root, row, values) for row, values in rows)
+        files = tuple(_listed(path, root, row, values, Path.is_file) for row, values in rows)
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
         raise DatasetError(f"manifest {path} must be a readable {suffix[1:]} file but {error}") from error
     return Listing(path.stem, root, "manifest", files)
@@ -90,7 +90,28 @@ def _check_columns(path: Path, columns: list[str]) -> None:
         raise DatasetError(f"manifest {path} must have a column 'path' but has only {', '.join(columns) or 'none'}")
 
 
-def _listed(manifest: Path, root: Path, row: str, values: Mapping[str, Any]) -> ListedPicture:
+def list_rows(rows: Iterable[Mapping[str, Any]], paths: Collection[str], name: str) -> Listing:
+    """The files that the rows of a manifest name, of which only the names are known.
+
+    Args:
+        rows: as those of a manifest.
+        paths: of all files, relative to the manifest's folder.
+        name: of the dataset.
+
+    Raises:
+        DatasetError: as :func:`list_manifest`.
+    """
+    known = set(map(Path, paths))
+    files = tuple(
+        _listed(Path(name), Path(), f"row {number}", row, known.__contains__)
+        for number, row in enumerate(rows, start=1)
+    )
+    return Listing(name, Path(), "manifest", files)
+
+
+def _listed(
+    manifest: Path, root: Path, row: str, values: Mapping[str, Any], is_file: Callable[[Path], bool]
+) -> ListedPicture:
     path, label, split, mask = (_text(values.get(name)) for name in _COLUMNS)
     if not path:
         raise DatasetError(f"manifest {manifest}, {row}: path must name a picture but is empty")
@@ -99,7 +120,7 @@ def _listed(manifest: Path, root: Path, row: str, values: Mapping[str, Any]) -> 
             f"manifest {manifest}, {row}: split must be train, validation, test or empty but got {split!r}"
         )
     for kind, name in (("path", path), ("mask", mask)):
-        if name and not (root / name).is_file():
+        if name and not is_file(root / name):
             raise DatasetError(f"manifest {manifest}, {row}: {kind} must name an existing file but got {name}")
     return ListedPicture(
         path=root / path,

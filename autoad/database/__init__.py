@@ -8,11 +8,12 @@ files, not rows.
 
 from __future__ import annotations
 
+from autoad.database._datasets import DatasetTables, FileRow
 from autoad.database._keys import PREFIX, SCOPES, Keys, KeyTable, StoredKey, hash_secret
 from autoad.database._listing import describe_search, is_lost, list_searches, seconds_so_far
 from autoad.database._models import ModelTables, RouteConflictError
 from autoad.database._owner import LEASE_SECONDS, is_gone, name_process, this_process
-from autoad.database._records import ModelVersion, Search, Submission, Trial, aware
+from autoad.database._records import DatasetVersion, ModelVersion, Search, Submission, Trial, aware
 from autoad.database._session import Database
 from autoad.database._submissions import SubmissionTables
 
@@ -21,6 +22,9 @@ __all__ = [
     "PREFIX",
     "SCOPES",
     "Database",
+    "DatasetTables",
+    "DatasetVersion",
+    "FileRow",
     "KeyTable",
     "Keys",
     "ModelTables",
