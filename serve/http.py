@@ -146,7 +146,7 @@ def create_app(
     app = _App(
         title="autoad",
         version=autoad.__version__,
-        description="Keeps datasets, searches models for them, promotes models, and scores pictures by them.",
+        description="Keeps datasets, searches for models, promotes them, and scores pictures by them.",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -169,15 +169,8 @@ def create_app(
     may_score, may_admin = may("score"), may("admin")
     catalog = Catalog(database, settings, limits_of(options))
     app.include_router(datasets_router(catalog, may, bodies, options))
-    app.include_router(
-        searches_router(
-            Submissions(database),
-            catalog,
-            functools.partial(report_store, settings),
-            may,
-            options,
-        )
-    )
+    reports = functools.partial(report_store, settings)
+    app.include_router(searches_router(Submissions(database), catalog, reports, may, options))
 
     @app.post(
         "/v1/models/{name}/score",

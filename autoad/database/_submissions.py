@@ -226,10 +226,11 @@ class SubmissionTables:
         """Say what came of it; False if somebody else took it over."""
         return self._change(search, _is_of(owner), "complete", owner=None, promotion=promotion)
 
-    def _change(self, search: str, condition: ColumnElement[bool], status: str | None, **values: Any) -> bool:
+    def _change(self, search: str, condition: ColumnElement[bool], now: str | None, /, **values: Any) -> bool:
+        """Change a submission if the condition holds, and its status is ``now``; whether that was so."""
         this = update(Submission).where(Submission.id == search, condition)
-        if status is not None:
-            this = this.where(Submission.status == status)
+        if now is not None:
+            this = this.where(Submission.status == now)
         with self._database.transaction() as session:
             return session.scalar(this.values(values).returning(Submission.id)) is not None
 
