@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import sqlalchemy
 from fastapi import APIRouter, Header, Path, Query, Response
@@ -14,8 +14,8 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from autoad.files import FileStore
+from autoad.schema import EventKind, SearchEvent, SearchResult, SubmissionEntry, SubmissionPage, SubmitRequest
 from autoad.schema import Scope as KeyScope
-from autoad.schema import SearchEvent, SearchResult, SubmissionEntry, SubmissionPage, SubmitRequest
 from autoad.search.submissions import DatasetList, Submissions
 from autoad.serve.auth import Identity
 from autoad.serve.faults import MissingError, RateError, describe_errors
@@ -31,7 +31,22 @@ _BUSY_SECONDS = 5
 _Id = Annotated[
     str, Path(alias="id", description="Id or name of a search.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 ]
-_EVENTS = {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+_EVENTS = {
+    "description": "Server-sent events; the data of each is a SearchEvent: id, kind, text, search and trial.",
+    "content": {
+        "text/event-stream": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "id": {"type": "string"},
+                    "event": {"type": "string", "enum": list(get_args(EventKind))},
+                    "data": {"type": "string", "contentMediaType": "application/json"},
+                },
+                "required": ["id", "event", "data"],
+            }
+        }
+    },
+}
 _REPORT = {"description": "The report.", "content": {"text/html": {"schema": {"type": "string"}}}}
 
 
@@ -116,7 +131,7 @@ def searches_router(
 
     @router.get(
         "/{id}/report",
-        response_class=HTMLResponse,
+        response_class=Response,  # errors are JSON
         responses=describe_errors(400, 404) | {200: _REPORT},
         summary="Show a search's report",
     )

@@ -95,15 +95,15 @@ class Submissions:
         if not request.name and self._is_taken(project, row.name):  # another began in the same second
             row.name = f"{row.name}-{row.id[:4]}"
             row.request = row.request | {"name": row.name}
-        if self._is_taken(project, row.name):
-            raise _taken(row.name)
         try:
-            self.tables.add(row, most)
-        except sqlalchemy.exc.IntegrityError as error:
-            if (known := self._of_key(project, key, digest)) is not None:  # sent twice at once
-                return known
-            raise _taken(row.name) from error
-        return self.entry(project, row.id)
+            if not self._is_taken(project, row.name):
+                self.tables.add(row, most)
+                return self.entry(project, row.id)
+        except sqlalchemy.exc.IntegrityError:
+            pass  # by somebody who has come at the same time
+        if (known := self._of_key(project, key, digest)) is not None:  # by the same request, sent twice at once
+            return known
+        raise ConflictError(f"there is a search named {row.name!r} already; choose another name")
 
     def row(self, project: str, name: str) -> Submission:
         """A submission by id or name.
@@ -254,7 +254,3 @@ def _fill_in(request: SubmitRequest, datasets: DatasetList, project: str) -> Sub
     if request.seconds is None and request.trials is None and not request.deterministic:
         changes["seconds"] = DEFAULT_SECONDS
     return request.model_copy(update=changes)
-
-
-def _taken(name: str) -> ConflictError:
-    return ConflictError(f"there is a search named {name!r} already; choose another name")

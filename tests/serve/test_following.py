@@ -13,23 +13,9 @@ from autoad.search.submissions import Submissions
 from autoad.serve.following import Follower, Numbers
 from autoad.settings import Settings
 from tests.search.test_submissions import Datasets
+from tests.serve.yard import CHAMPION
 
 ME = this_process()
-CHAMPION: dict[str, Any] = {
-    "trial": 1,
-    "algorithm": "dfm",
-    "config": {},
-    "validation": {},
-    "test": {"image_auroc": 0.9},
-    "default_patchcore": None,
-    "difference": None,
-    "threshold": 1.0,
-    "false_positive_rate": 0.1,
-    "speed": None,
-    "model": "/srv/models/bottle/3",
-    "name": "bottle",
-    "version": 3,
-}
 
 
 class Plant:

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib.util
 import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 
 from autoad.serve.manual import METHODS
+from tests.serve import submitting
 
 Serve = Callable[..., None]
-
-_spec = importlib.util.spec_from_file_location("submitting", Path(__file__).with_name("submitting.py"))
-assert _spec is not None
-assert _spec.loader is not None
-submitting = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(submitting)
 
 THEIRS = {"name": "hidden-part", "model": "gravel", "search": "hidden-search"}
 NOBODYS = {"name": "absent-part", "model": "absent", "search": "absent-search", "upload": 32 * "0"}

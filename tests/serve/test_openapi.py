@@ -18,12 +18,14 @@ from schemathesis.specs.openapi import checks
 from autoad.data.catalog import Catalog
 from autoad.database import Database, Keys
 from autoad.models.registry import Registry
-from autoad.schema import UploadRequest
+from autoad.schema import SubmitRequest, UploadRequest
+from autoad.search.submissions import Submissions
 from autoad.serve.auth import Authenticator
 from autoad.serve.http import create_app, describe_api
 from autoad.serve.options import ServeOptions
 from autoad.serve.scorer import Scorer
 from tests.serve.submitting import announced, folder, framed, zipped
+from tests.serve.yard import Yard
 
 EXAMPLES = 20
 OPERATIONS = [
@@ -61,19 +63,24 @@ def schema(plant: Any, plane: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     upload = catalog.begin_upload("bottle", request).id
     catalog.receive("bottle", upload, memoryview(framed(files.values())))
     catalog.commit("bottle", upload, actor="test")
+    searches = Submissions(database)
+    ended = searches.submit("default", "test", SubmitRequest(dataset="bottle"), catalog, most=20).id
+    yard = Yard(database, settings, searches)
+    yard.begin(ended, "ended")
+    yard.complete(ended)
     # Of nothing but random bytes, none would be a picture, a packed body or an archive.
     noise = strategies.binary(max_size=100)
     schemathesis.openapi.media_type("image/*", strategies.sampled_from(plant.pictures) | noise)
     sound = strategies.sampled_from([plant.pictures[0], zipped(files), framed(list(files.values())[:3])])
     schemathesis.openapi.media_type("application/octet-stream", sound | sound | noise)
-    yield schemathesis.openapi.from_asgi("/openapi.json", app), upload
+    yield schemathesis.openapi.from_asgi("/openapi.json", app), upload, ended
     asgi.shutdown_lifespans()
     database.close()
 
 
 @pytest.mark.parametrize(("method", "path", "mode"), OPERATIONS, ids=str)
 def test_replies_are_those_of_the_document(schema: Any, method: str, path: str, mode: GenerationMode) -> None:
-    document_of, upload = schema
+    document_of, upload, ended = schema
     operation = document_of[path][method.upper()]
     # Names and versions made from their patterns are hardly ever those of a model; some are left as they are.
     known = ["bottle"] * 3 if "/datasets" in path else ["gravel", "gravel", "belt"]
@@ -97,6 +104,10 @@ def test_replies_are_those_of_the_document(schema: Any, method: str, path: str, 
                 case.path_parameters["name"] = name
             if name is not None and "/uploads/{id}" in path:
                 case.path_parameters["id"] = upload
+            if name is not None and "/searches/{id}" in path:
+                case.path_parameters["id"] = ended
+            if name is not None and path == "/v1/searches" and method == "post":
+                case.body["dataset"] = "bottle"
             if name is not None and "/datasets/{name}/versions/{version}" in path:
                 case.path_parameters["version"] = 1
             if version != "made" and "version" in case.query:

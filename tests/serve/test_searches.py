@@ -15,63 +15,21 @@ import pytest
 import sqlalchemy
 import uvicorn
 
-from autoad.database import Database, Keys, this_process
-from autoad.schema import Metrics, SearchEvent, SearchResult, SubmissionEntry, SubmissionPage, TrialRow
+from autoad.database import Database, Keys
+from autoad.schema import SearchEvent, SearchResult, SubmissionEntry, SubmissionPage
 from autoad.search.submissions import Submissions
 from autoad.serve import searches
 from autoad.serve.auth import Authenticator
 from autoad.serve.http import create_app
 from autoad.serve.options import ServeOptions
-from autoad.serve.reports import report_store
 from autoad.serve.scorer import Scorer
 from autoad.settings import Settings
 from tests.serve.factory import add_dataset
-from tests.serve.test_following import CHAMPION
 from tests.serve.test_http import check_error
+from tests.serve.yard import Yard
 
 SEARCHES = "/v1/searches"
-ME = this_process()
 Serve = Callable[..., None]
-
-
-@dataclasses.dataclass
-class Yard:
-    """The queue, and what its driver does to it."""
-
-    database: Database
-    settings: Settings
-    submissions: Submissions
-
-    def begin(self, search: str, name: str) -> None:
-        assert self.submissions.tables.begin_next(ME, 100) is not None
-        self.summary: dict[str, Any] = {
-            "search_id": search,
-            "name": name,
-            "status": "running",
-            "objective": "image_auroc",
-            "seed": 0,
-            "seconds": 0.0,
-            "dataset": {"path": str(self.settings.data_dir / "d.parquet"), "layout": "manifest", "hash": "h"}
-            | {"counts": {}, "roles": {}},
-            "evidence": "labelled",
-            "engine": "torch float32",
-            "notes": [f"skipped {self.settings.data_dir}/pictures/x.png: too small"],
-            "champion": None,
-            "leaderboard": [],
-        }
-        self.database.add_search(search, name, "hash", {}, self.summary, owner=ME)
-
-    def end_trial(self, search: str, number: int, **fields: Any) -> None:
-        row = {"trial": number, "algorithm": "dfm", "config": {}, "status": "complete"}
-        row |= {"validation": Metrics(image_auroc=0.5)}
-        self.database.write_trial(search, TrialRow.model_validate(row | fields), owner=ME)
-
-    def complete(self, search: str) -> None:
-        champion = CHAMPION | {"model": str(self.settings.data_dir / "models/default/bottle/3")}
-        summary = self.summary | {"champion": champion, "status": "complete"}
-        self.database.update_search(search, status="complete", summary=summary, owner=ME)
-        report = report_store(self.settings, "default").write(b"<!doctype html><title>report</title>")
-        assert self.submissions.tables.finish(search, ME, "complete", report=report)
 
 
 @pytest.fixture
