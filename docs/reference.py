@@ -146,7 +146,7 @@ def sdk_page() -> str:
         "`autoad.Client` and `autoad.AsyncClient` import neither PyTorch nor Ray. Records such as `DatasetEntry` are "
         "those of the [HTTP interface](http.md#records).",
     ]
-    for name in client.__all__:
+    for name in sorted(client.__all__, key=lambda name: (name.startswith("Async"), name)):
         found = getattr(client, name)
         if inspect.isclass(found):
             parts += [f"## {name}", *_class(found)]
@@ -157,20 +157,33 @@ def sdk_page() -> str:
 def _class(found: type) -> Iterator[str]:
     yield _docstring(found.__doc__ or "")
     for name, member in vars(found).items():
+        text = inspect.getdoc(member) or ""
         if name.startswith("_") or not (callable(member) or isinstance(member, property)):
+            continue
+        if text.startswith("As :meth:"):  # what the class without asyncio has
             continue
         if isinstance(member, property):
             yield f"### {found.__name__}.{name}"
         else:
             prefix = "async " if inspect.iscoroutinefunction(member) else ""
             yield f"### {found.__name__}.{name}\n\n```python\n{prefix}{_signature(name, member)}\n```"
-        yield _docstring(inspect.getdoc(member) or "")
+        yield _docstring(text)
+
+
+class _Bare(str):
+    """An annotation that is shown without the quotes of its string."""
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def _signature(name: str, function: Any) -> str:
     signature = inspect.signature(function)
-    shown = [one for one in signature.parameters.values() if one.name != "self"]
-    text = f"{name}{signature.replace(parameters=shown)}".replace("'", "")
+    shown = [
+        one.replace(annotation=_Bare(one.annotation)) for one in signature.parameters.values() if one.name != "self"
+    ]
+    returned = _Bare(signature.return_annotation)
+    text = f"{name}{signature.replace(parameters=shown, return_annotation=returned)}"
     if len(text) <= 100:
         return text
     lines, keyword = [], False
@@ -178,8 +191,7 @@ def _signature(name: str, function: Any) -> str:
         if one.kind is one.KEYWORD_ONLY and not keyword:
             lines.append("*")
             keyword = True
-        lines.append(str(one).replace("'", ""))
-    returned = str(signature.return_annotation).replace("'", "")
+        lines.append(str(one))
     return f"{name}(\n" + "".join(f"    {line},\n" for line in lines) + f") -> {returned}"
 
 
