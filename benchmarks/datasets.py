@@ -26,9 +26,9 @@ from typing import Any
 
 import httpx2
 import numpy as np
+from _common import table
 from PIL import Image
 
-from benchmarks._common import table
 from tests.serve.deployed import Deployment, deploy
 
 _PACK_BYTES = 4 * 2**20

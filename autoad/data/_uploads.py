@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import threading
-from collections import OrderedDict
+import time
 from collections.abc import Container, Mapping
 from pathlib import Path
 
@@ -29,7 +29,8 @@ __all__ = ["Limits", "ProjectFiles", "Uploads"]
 
 _ID_DIGITS = 32
 _NAMED = 10
-_REMEMBERED = 400_000  # files of uploads whose sizes a process keeps in mind
+_REMEMBERED = 400_000  # files whose sizes a process keeps in mind
+_REMEMBERED_SECONDS = 30.0
 _LONGEST_FAULT = 300
 
 
@@ -113,8 +114,7 @@ class Uploads:
         self._tables = tables
         self._files = files
         self._limits = limits
-        self._sizes: OrderedDict[tuple[str, str], Mapping[str, int]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._recent = _Recent()
 
     def begin(self, project: str, name: str, request: UploadRequest) -> UploadEntry:
         """Begin an upload, or go on with the one of the same files to the same dataset.
@@ -136,7 +136,7 @@ class Uploads:
         row = self._tables.upload(project, name, upload_id)
         if row is None or row.version is None:
             self._tables.begin_upload(project, upload_id, name, request.model_dump(mode="json"))
-        self._remember(project, upload_id, sizes)
+        self._recent.put(project, upload_id, sizes)
         return _entry(name, upload_id, request, known, None if row is None else row.version)
 
     def entry(self, project: str, name: str, upload_id: str) -> UploadEntry:
@@ -215,22 +215,44 @@ class Uploads:
         return UnknownNameError("upload", upload_id, self._tables.upload_ids(project, name, _NAMED))
 
     def _sizes_of(self, project: str, name: str, upload_id: str) -> Mapping[str, int]:
-        """Bytes of an upload's files; from memory, for it is asked with every body and the files never change."""
-        with self._lock:
-            known = self._sizes.get((project, upload_id))
-        row = self._tables.upload(project, name, upload_id)
-        if known is None or row is None:
-            request = self._request(project, name, upload_id)
-            known = {file.sha256: file.size for file in request.files}
-            self._remember(project, upload_id, known)
-        return known
+        """Bytes of an upload's files."""
+        if self._tables.upload(project, name, upload_id) is None:
+            raise self._unknown(project, name, upload_id)
+        sizes = self._recent.get(project, upload_id)
+        if sizes is None:
+            sizes = {file.sha256: file.size for file in self._request(project, name, upload_id).files}
+            self._recent.put(project, upload_id, sizes)
+        return sizes
 
-    def _remember(self, project: str, upload_id: str, sizes: Mapping[str, int]) -> None:
+
+class _Recent:
+    """Sizes of the files of uploads that are being sent: each body asks for them, and they never change."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[tuple[str, str], tuple[float, Mapping[str, int]]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, project: str, upload_id: str) -> Mapping[str, int] | None:
+        """Bytes by sha256; None if they are not remembered."""
         with self._lock:
-            self._sizes[project, upload_id] = sizes
-            self._sizes.move_to_end((project, upload_id))
-            while len(self._sizes) > 1 and sum(map(len, self._sizes.values())) > _REMEMBERED:
-                self._sizes.popitem(last=False)
+            found = self._sizes.get((project, upload_id))
+        if found is None:
+            return None
+        self.put(project, upload_id, found[1])
+        return found[1]
+
+    def put(self, project: str, upload_id: str, sizes: Mapping[str, int]) -> None:
+        """Remember them, for as long as they are asked for and not too many others are."""
+        now = time.monotonic()
+        with self._lock:
+            self._sizes.pop((project, upload_id), None)
+            others = list(self._sizes.items())  # those asked for last come last
+            room = _REMEMBERED - len(sizes)
+            for key, (asked, of_other) in reversed(others):
+                room -= len(of_other)
+                if room < 0 or now - asked > _REMEMBERED_SECONDS:
+                    del self._sizes[key]
+            self._sizes[project, upload_id] = now, sizes
 
 
 def _entry(

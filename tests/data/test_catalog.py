@@ -201,7 +201,7 @@ def test_sizes_are_remembered_for_a_few_uploads_only(
     files = below(mvtec)
     first = catalog.begin_upload("bottle", announced(files))
     catalog.begin_upload("can", announced(files))
-    assert len(catalog._uploads._sizes) == 1
+    assert len(catalog._uploads._recent._sizes) == 1
     assert catalog.receive("bottle", first.id, framed(files)).files == len(set(files.values()))
 
 
