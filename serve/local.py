@@ -55,7 +55,9 @@ def serve_forever(
 
             serve.start(http_options={"host": options.host, "port": options.port}, proxy_location="EveryNode")
             try:
-                serve.run(build(options), name=_APPLICATION, route_prefix="/")
+                # Where the server is told a cluster, searches run there, too.
+                told = options.model_copy(update={"search_address": options.search_address or address})
+                serve.run(build(told), name=_APPLICATION, route_prefix="/")
                 host = f"[{options.host}]" if ":" in options.host else options.host
                 ready(f"http://{host}:{options.port}")
                 while not stop.wait(_CHECK_SECONDS):

@@ -27,6 +27,7 @@ __all__ = ["searches_router"]
 _logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 _HEARTBEAT_SECONDS = 10.0
+_LONGEST_SECONDS = 900.0  # then the client comes again, and its key is looked at again
 _BUSY_SECONDS = 5
 _Id = Annotated[
     str, Path(alias="id", description="Id or name of a search.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -160,7 +161,11 @@ def searches_router(
             str | None, Header(description="Where to go on after a pause.", pattern=POSITION, max_length=4000)
         ] = None,
     ) -> StreamingResponse:
-        """What happens to a search, and what has happened so far; ends after the event ``end``."""
+        """What happens to a search, and what has happened so far; ends after the event ``end``.
+
+        Whoever is cut off before, as everybody is after a quarter of an hour, goes on where it was with
+        ``Last-Event-ID``.
+        """
         follower = await asyncio.to_thread(Follower, submissions, identity.project, name, last_event_id or "")
         return streams.open(follower)
 
@@ -207,8 +212,9 @@ class _Stream(StreamingResponse):
 
 async def _tell(follower: Follower) -> AsyncIterator[str]:
     """Events as they are sent, and comments while there are none, so that whoever is between keeps the line open."""
-    spoken, failing = time.monotonic(), False
-    while True:
+    began = spoken = time.monotonic()
+    failing = False
+    while time.monotonic() - began < _LONGEST_SECONDS:
         try:
             events = await asyncio.to_thread(follower.poll)
             failing = False

@@ -24,6 +24,7 @@ PROCESSES = {
     "replica": "ray::ServeReplica:autoad:Scoring",
     "controller": "ray::ServeController",
     "proxy": "/haproxy -db",
+    "control": "ray::ServeReplica:autoad:Control",
 }
 
 

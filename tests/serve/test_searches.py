@@ -339,3 +339,13 @@ def test_a_stream_asks_seldom_and_little(yard: Yard, registry: Any, plane: Any) 
         time.sleep(2.2)
         sqlalchemy.event.remove(yard.database._engine, "before_cursor_execute", count)
     assert 2 <= len(asked) <= 5
+
+
+def test_a_stream_does_not_last_for_ever(
+    yard: Yard, registry: Any, plane: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that has been revoked since follows nothing any more."""
+    monkeypatch.setattr(searches, "_LONGEST_SECONDS", 0.2)
+    monkeypatch.setattr(searches, "_POLL_SECONDS", 0.05)
+    with replica(yard, registry, plane) as one, one.follow() as reply:
+        assert [event.kind for event in read_events(reply.iter_lines())] == ["status"]
