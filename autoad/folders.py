@@ -12,14 +12,23 @@ import difflib
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from autoad.errors import DatasetError
 from autoad.schema import DatasetSplit
 
-__all__ = ["GOOD", "GOOD_NAMES", "ManifestRow", "files_below", "label_named", "read_manifest"]
+__all__ = [
+    "GOOD",
+    "GOOD_NAMES",
+    "ManifestRow",
+    "check_row",
+    "files_below",
+    "is_data",
+    "label_named",
+    "read_manifest",
+]
 
 GOOD = "good"
 GOOD_NAMES = frozenset({"good", "normal", "ok"})
@@ -50,8 +59,22 @@ class ManifestRow:
 
 
 def label_named(name: str) -> str:
-    """The label of a folder or manifest entry: ``good``, ``normal`` and ``ok`` in any case are all ``good``."""
-    return GOOD if name.casefold() in GOOD_NAMES else name
+    """The label of a folder or manifest entry: ``good``, ``normal`` and ``ok`` in any case are all ``good``.
+
+    White space around it does not count, for a manifest could not say it.
+
+    Raises:
+        DatasetError: there is nothing else.
+    """
+    label = name.strip()
+    if not label:
+        raise DatasetError(f"a label must say what a picture shows but got {name!r}: rename the folder")
+    return GOOD if label.casefold() in GOOD_NAMES else label
+
+
+def is_data(name: str) -> bool:
+    """Whether a file of that name may be a picture: it is neither hidden, nor what explains or decorates a folder."""
+    return not name.startswith(".") and not _NOT_DATA.fullmatch(name)
 
 
 def files_below(folder: Path, *, recursive: bool = True) -> Iterator[Path]:
@@ -66,9 +89,7 @@ def files_below(folder: Path, *, recursive: bool = True) -> Iterator[Path]:
 
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
-        for name in sorted(names):
-            if not name.startswith(".") and not _NOT_DATA.fullmatch(name):
-                yield Path(parent, name)
+        yield from (Path(parent, name) for name in sorted(names) if is_data(name))
 
 
 def read_manifest(path: Path) -> list[ManifestRow]:
@@ -87,7 +108,8 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     try:
         columns, rows = _read_csv(path) if suffix == ".csv" else _read_parquet(path)
         _check_columns(path, columns)
-        return [_checked(path, row, values) for row, values in rows]
+        root = path.absolute().parent
+        return [check_row(path, row, values, lambda name: (root / name).is_file()) for row, values in rows]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(path, error) from error
 
@@ -144,7 +166,18 @@ def _check_columns(path: Path, columns: list[str]) -> None:
         raise DatasetError(f"manifest {path} must have a column 'path' but has only {', '.join(columns) or 'none'}")
 
 
-def _checked(manifest: Path, row: str, values: Mapping[str, Any]) -> ManifestRow:
+def check_row(manifest: Path, row: str, values: Mapping[str, Any], is_file: Callable[[str], bool]) -> ManifestRow:
+    """A row of a manifest by its values.
+
+    Args:
+        manifest: for messages.
+        row: where it stands.
+        values: by column.
+        is_file: whether there is a file of that path.
+
+    Raises:
+        DatasetError: the row has an unknown split, no path, or names a file that is not there.
+    """
     path, label, split, mask = (_text(values.get(name)) for name in _COLUMNS)
     if not path:
         raise DatasetError(f"manifest {manifest}, {row}: path must name a picture but is empty")
@@ -153,7 +186,7 @@ def _checked(manifest: Path, row: str, values: Mapping[str, Any]) -> ManifestRow
             f"manifest {manifest}, {row}: split must be train, validation, test or empty but got {split!r}"
         )
     for kind, name in (("path", path), ("mask", mask)):
-        if name and not (manifest.absolute().parent / name).is_file():
+        if name and not is_file(name):
             raise DatasetError(f"manifest {manifest}, {row}: {kind} must name an existing file but got {name}")
     return ManifestRow(row, path, label_named(label) if label else GOOD, cast(DatasetSplit, split), mask or None)
 

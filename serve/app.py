@@ -29,6 +29,9 @@ from autoad.serve.exposition import Exposition
 from autoad.serve.http import create_app
 from autoad.serve.options import ServeOptions
 from autoad.serve.scorer import Scorer
+from autoad.serve.spawning import Spawner
+from autoad.serve.supervisor import Supervisor
+from autoad.settings import get_settings
 
 __all__ = ["build"]
 
@@ -82,7 +85,7 @@ class Scoring:
         authenticator = Authenticator(
             Keys(database), database.project, loopback=is_loopback(self._options.host), internal=self._secret
         )
-        return create_app(self._scorer, registry, remote, authenticator, self._options)
+        return create_app(self._scorer, registry, remote, authenticator, self._options, database)
 
     def check_health(self) -> None:
         """Serve replaces the replica when this raises."""
@@ -153,8 +156,10 @@ class ControlPlane:
     async def __init__(self, options: ServeOptions, secret: str, name: str) -> None:  # type: ignore[misc]  # Serve awaits it
         _stay_on_loopback(options)
         host = "127.0.0.1" if options.host in _EVERYWHERE else options.host
+        database, settings = Database(), get_settings()
+        registry = Registry(database)
         self._control = Control(
-            Registry(Database()),
+            registry,
             f"http://[{host}]:{options.port}" if ":" in host else f"http://{host}:{options.port}",
             lambda project: internal_key(secret, project),
             poll_seconds=options.poll_seconds,
@@ -164,6 +169,15 @@ class ControlPlane:
         )
         self._exposition = Exposition()
         await self._control.tidy()
+        supervisor = Supervisor(
+            database,
+            settings,
+            registry,
+            self._control,
+            Spawner(settings, options.search_address),
+            most=options.max_searches,
+        )
+        self._supervising = asyncio.create_task(supervisor.run())
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """The result of a method of :class:`Control`, or the error that it raised on purpose, as a value."""

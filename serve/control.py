@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 
 import httpx2
 
+from autoad.database import RouteConflictError
 from autoad.errors import ArtifactError, PromotionError, UsageError
 from autoad.models import read_manifest
 from autoad.models.parity import ParityPicture, read_parity
@@ -128,6 +129,11 @@ class Control:
         """
         await asyncio.to_thread(self._registry.delete, name, version, reason=reason, actor=actor, project=project)
 
+    async def is_up(self) -> bool:
+        """Whether a replica lives that could load what is promoted."""
+        living = await asyncio.to_thread(self._registry.replicas, _LIVE_SECONDS)
+        return any(self._is_mine(replica) for replica in living)
+
     async def tidy(self) -> None:
         """Forget promotions that an earlier control plane did not live to finish; another server's may be under way."""
 
@@ -144,7 +150,7 @@ class Control:
     async def _alone(self, project: str, name: str) -> AsyncIterator[None]:
         lock = self._locks[project, name]
         if lock.locked():
-            raise UsageError(f"another version of {name!r} is being promoted; wait until that has ended")
+            raise RouteConflictError(f"another version of {name!r} is being promoted; wait until that has ended")
         async with lock:
             yield
 

@@ -39,7 +39,15 @@ from autoad.errors import (
 from autoad.serve.batching import QueueFullError
 from autoad.serve.routing import NoChampionError
 
-__all__ = ["ErrorReply", "RateError", "RequestTooLargeError", "UnsupportedError", "install"]
+__all__ = [
+    "ErrorReply",
+    "MissingError",
+    "RateError",
+    "RequestTooLargeError",
+    "UnsupportedError",
+    "describe_errors",
+    "install",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -70,12 +78,16 @@ class RequestTooLargeError(AutoADError):
     """A request has more bytes or pictures than are read."""
 
 
+class MissingError(AutoADError):
+    """What is asked for is not there, or not yet."""
+
+
 class UnsupportedError(AutoADError):
     """A request's body is of a kind that is not read."""
 
 
 class RateError(AutoADError):
-    """A key asks for more pictures a second than it may.
+    """Somebody asks for more than is given at a time: pictures a second, or searches to follow.
 
     Args:
         message: what is wrong.
@@ -107,6 +119,7 @@ _STATUS: tuple[tuple[type[AutoADError], int, str], ...] = (
     (QueueLimitError, 429, "search_queue_full"),
     (PromotionError, 409, "promotion_refused"),
     (UnknownNameError, 404, "unknown_name"),
+    (MissingError, 404, "not_found"),
     (UsageError, 400, "bad_request"),
     (ArtifactError, 503, "model_unavailable"),
     (WeightsError, 503, "model_unavailable"),
@@ -115,6 +128,25 @@ _STATUS: tuple[tuple[type[AutoADError], int, str], ...] = (
     (StateError, 503, "unavailable"),
 )
 _DETAILS, _LENGTH = 20, 300
+_RETRY_SECONDS = 1
+_SEARCH_SECONDS = 30  # a place in the queue comes free when a search has ended
+
+
+def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI document says of replies with these statuses, and with those that every route has."""
+    names = {
+        400: "The request is not as it must be.",
+        401: "An API key is needed.",
+        403: "The key lacks the scope.",
+        404: "No such thing, or not yet.",
+        409: "What there is stands against it: nothing has been promoted, the name is taken, ...",
+        413: "Too many bytes, pixels or pictures.",
+        415: "A body of a kind that is not read.",
+        422: "Bytes that are no picture.",
+        429: "Too much at once; try again after Retry-After.",
+        503: "Not now; try again after Retry-After.",
+    }
+    return {status: {"model": ErrorReply, "description": names[status]} for status in (*statuses, 401, 403, 503)}
 
 
 def install(app: FastAPI) -> None:
@@ -134,7 +166,8 @@ async def _known(_: Request, error: Exception) -> JSONResponse:
     status, code = found
     headers = {}
     if status in (429, 503):
-        headers["Retry-After"] = str(error.seconds) if isinstance(error, RateError) else "1"
+        seconds = _SEARCH_SECONDS if isinstance(error, QueueLimitError) else _RETRY_SECONDS
+        headers["Retry-After"] = str(error.seconds if isinstance(error, RateError) else seconds)
     if code == "model_unavailable":
         _logger.warning("a model cannot be loaded: %s", error)
         return _reply(status, code, "this replica cannot load the model; the server's log says why", headers=headers)

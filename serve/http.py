@@ -1,8 +1,9 @@
-"""The HTTP interface: scoring, models, promotion, health, metrics, documentation."""
+"""The HTTP interface: scoring, models, promotion, datasets, searches, health, metrics, documentation."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 import sys
@@ -10,6 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import SimpleNamespace
 from typing import Annotated, Any, Protocol, cast
 
 from fastapi import Depends, FastAPI, Path, Query, Request, Response
@@ -18,20 +20,27 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import autoad
+from autoad.data.catalog import Catalog
+from autoad.database import Database
 from autoad.errors import StateError
 from autoad.models.registry import Registry
 from autoad.schema import MapFormat, ModelEntry, PromoteRequest, PromotionResult, ReasonRequest, RouteEntry, ScoreReply
 from autoad.schema import Scope as KeyScope
+from autoad.search.submissions import Submissions
 from autoad.serve import faults
 from autoad.serve.auth import Identity
 from autoad.serve.batching import QueueFullError
-from autoad.serve.faults import ErrorReply
+from autoad.serve.datasets import datasets_router, limits_of
+from autoad.serve.faults import ErrorReply, describe_errors
 from autoad.serve.manual import draw_manual
 from autoad.serve.options import ServeOptions
 from autoad.serve.pictures import BodyBudget, read_pictures
 from autoad.serve.rates import RateLimiter
 from autoad.serve.replies import make_reply
+from autoad.serve.reports import report_store
 from autoad.serve.scorer import Scorer
+from autoad.serve.searches import searches_router
+from autoad.settings import Settings, get_settings
 
 __all__ = ["ControlPort", "Doorkeeper", "create_app", "describe_api"]
 
@@ -39,6 +48,8 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,200}")
 _Name = Annotated[str, Path(description="Name of a model.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 _Reason = Annotated[str, Query(description="Why; kept in the model's history.", max_length=1000, pattern=r"^[^\x00]*$")]
 _CONTROL_BYTES = 2**16  # of a request that brings no pictures
+# These read their bodies themselves, once they know who sends them, and know limits of their own.
+_HAS_LIMITS = re.compile(r"/score$|^/v1/datasets/[^/]+/(uploads|uploads/[^/]+/files|archive|examples)$")
 _PICTURES = {
     "requestBody": {
         "required": True,
@@ -73,22 +84,6 @@ _PICTURES = {
 }
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    names = {
-        400: "The request is not as it must be.",
-        401: "An API key is needed.",
-        403: "The key lacks the scope.",
-        404: "No such model or version.",
-        409: "Nothing has been promoted, or the promotion is refused.",
-        413: "Too many bytes, pixels or pictures.",
-        415: "A body of a kind that is not read.",
-        422: "Bytes that are no picture.",
-        429: "Too much at once; try again after Retry-After.",
-        503: "Not now; try again after Retry-After.",
-    }
-    return {status: {"model": ErrorReply, "description": names[status]} for status in (*statuses, 401, 403, 503)}
-
-
 class ControlPort(Protocol):
     """The control plane, which may be another process."""
 
@@ -116,7 +111,13 @@ class Doorkeeper(Protocol):
 
 
 def create_app(
-    scorer: Scorer, registry: Registry, control: ControlPort, doorkeeper: Doorkeeper, options: ServeOptions
+    scorer: Scorer,
+    registry: Registry,
+    control: ControlPort,
+    doorkeeper: Doorkeeper,
+    options: ServeOptions,
+    database: Database,
+    settings: Settings | None = None,
 ) -> FastAPI:
     """The application of one replica.
 
@@ -126,7 +127,10 @@ def create_app(
         control: for whatever changes a route.
         doorkeeper: knows the API keys.
         options: limits.
+        database: with searches and datasets.
+        settings: where their files are; from the environment by default.
     """
+    settings = settings or get_settings()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -142,7 +146,7 @@ def create_app(
     app = _App(
         title="autoad",
         version=autoad.__version__,
-        description="Scores pictures by promoted models, and promotes models.",
+        description="Keeps datasets, searches for models, promotes them, and scores pictures by them.",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -163,11 +167,15 @@ def create_app(
         return Depends(check)
 
     may_score, may_admin = may("score"), may("admin")
+    catalog = Catalog(database, settings, limits_of(options))
+    app.include_router(datasets_router(catalog, may, bodies, options))
+    reports = functools.partial(report_store, settings)
+    app.include_router(searches_router(Submissions(database), catalog, reports, may, options))
 
     @app.post(
         "/v1/models/{name}/score",
         response_model=ScoreReply,
-        responses=_errors(400, 404, 409, 413, 415, 422, 429),
+        responses=describe_errors(400, 404, 409, 413, 415, 422, 429),
         openapi_extra=_PICTURES,
         summary="Score pictures",
         tags=["scoring"],
@@ -201,37 +209,46 @@ def create_app(
         headers = {"X-Request-Id": request_id, "X-Model-Version": str(answer.version)}
         return Response(body, media_type="application/json", headers=headers)
 
-    @app.get("/v1/models", responses=_errors(), summary="List models", tags=["models"])
+    @app.get("/v1/models", responses=describe_errors(), summary="List models", tags=["models"])
     async def models(identity: Identity = may_score) -> list[ModelEntry]:
         """All models of the key's project, with versions and routes; the history only comes with a single model."""
         return await asyncio.to_thread(registry.models, identity.project, histories=False)
 
-    @app.get("/v1/models/{name}", responses=_errors(400, 404), summary="Show a model", tags=["models"])
+    @app.get("/v1/models/{name}", responses=describe_errors(400, 404), summary="Show a model", tags=["models"])
     async def model(name: _Name, identity: Identity = may_score) -> ModelEntry:
         """Versions, route and history of a model."""
         return await asyncio.to_thread(registry.model, name, identity.project)
 
     @app.post(
-        "/v1/models/{name}/promote", responses=_errors(400, 404, 409, 413), summary="Promote a version", tags=["models"]
+        "/v1/models/{name}/promote",
+        responses=describe_errors(400, 404, 409, 413),
+        summary="Promote a version",
+        tags=["models"],
     )
     async def promote(name: _Name, body: PromoteRequest, identity: Identity = may_admin) -> PromotionResult:
         """Make a version the champion, a canary or a shadow, once it scores here exactly what was evaluated."""
         result: PromotionResult = await control.call("promote", identity.project, identity.name, name, body)
         return result
 
-    @app.post("/v1/models/{name}/rollback", responses=_errors(400, 404, 413), summary="Roll back", tags=["models"])
+    @app.post(
+        "/v1/models/{name}/rollback", responses=describe_errors(400, 404, 413), summary="Roll back", tags=["models"]
+    )
     async def rollback(name: _Name, body: ReasonRequest, identity: Identity = may_admin) -> RouteEntry:
         """Make the previous champion the champion again."""
         route: RouteEntry = await control.call("rollback", identity.project, identity.name, name, body.reason)
         return route
 
-    @app.delete("/v1/models/{name}/canary", responses=_errors(400, 404), summary="End a canary", tags=["models"])
+    @app.delete(
+        "/v1/models/{name}/canary", responses=describe_errors(400, 404), summary="End a canary", tags=["models"]
+    )
     async def end_canary(name: _Name, identity: Identity = may_admin, reason: _Reason = "") -> RouteEntry:
         """Let the champion answer all requests."""
         route: RouteEntry = await control.call("end_canary", identity.project, identity.name, name, reason)
         return route
 
-    @app.delete("/v1/models/{name}/shadow", responses=_errors(400, 404), summary="End a shadow", tags=["models"])
+    @app.delete(
+        "/v1/models/{name}/shadow", responses=describe_errors(400, 404), summary="End a shadow", tags=["models"]
+    )
     async def end_shadow(name: _Name, identity: Identity = may_admin, reason: _Reason = "") -> RouteEntry:
         """Score by the champion alone."""
         route: RouteEntry = await control.call("end_shadow", identity.project, identity.name, name, reason)
@@ -240,7 +257,7 @@ def create_app(
     @app.delete(
         "/v1/models/{name}/versions/{version}",
         status_code=204,
-        responses=_errors(400, 404),
+        responses=describe_errors(400, 404),
         summary="Delete a version",
         tags=["models"],
     )
@@ -275,7 +292,7 @@ def create_app(
     @app.get(
         "/metrics",
         response_class=PlainTextResponse,
-        responses=_errors(),
+        responses=describe_errors(),
         summary="Metrics for Prometheus",
         tags=["operation"],
     )
@@ -300,9 +317,9 @@ def _request_id(request: Request) -> str:
 
 def describe_api() -> dict[str, Any]:
     """The OpenAPI document, without a server: ``python -m autoad.serve.http > docs/openapi.json``."""
-    nobody = cast(Any, None)  # is asked by requests only
+    nobody = cast(Any, SimpleNamespace(project=""))  # is asked by requests only
     options = ServeOptions()
-    return create_app(Scorer(nobody, options, ""), nobody, nobody, nobody, options).openapi()
+    return create_app(Scorer(nobody, options, ""), nobody, nobody, nobody, options, nobody).openapi()
 
 
 class _App(FastAPI):
@@ -326,7 +343,7 @@ class _Limited:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].endswith("/score"):  # which knows limits of its own
+        if scope["type"] != "http" or _HAS_LIMITS.search(scope["path"]):
             await self._app(scope, receive, send)
             return
         size = 0

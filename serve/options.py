@@ -39,6 +39,13 @@ class ServeOptions(BaseModel):
         models_memory: bytes of models that a replica holds; None for its share of half the free memory.
         poll_seconds: after how long a replica knows of a change of a route.
         preload: most champions that a new replica loads before it is ready.
+        max_dataset_files: most files of a dataset, masks included.
+        project_bytes: most bytes of all pictures and masks that a project's datasets hold; each counts once.
+        max_archive_bytes: most bytes of an archive, packed and unpacked.
+        max_searches: most searches that run at once, of all projects; with 0 this server starts none.
+        max_queued: most searches of a project that wait; more are refused with 429.
+        max_streams: most clients that follow a search at a replica at once; more are refused with 429.
+        search_address: ``HOST:PORT`` of the Ray cluster on which searches run; empty for this machine alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +67,13 @@ class ServeOptions(BaseModel):
     models_memory: ByteSize | None = None
     poll_seconds: float = Field(default=0.15, gt=0, le=0.2)
     preload: int = Field(default=32, ge=0)
+    max_dataset_files: int = Field(default=100_000, ge=1, le=1_000_000)
+    project_bytes: ByteSize = Field(default=ByteSize(100 * 10**9), gt=0)
+    max_archive_bytes: ByteSize = Field(default=ByteSize(8 * 10**9), gt=0)
+    max_searches: int = Field(default=1, ge=0)
+    max_queued: int = Field(default=20, ge=1)
+    max_streams: int = Field(default=64, ge=1)
+    search_address: str = Field(default="", max_length=300)
 
     @model_validator(mode="after")
     def _fill_in(self) -> Self:

@@ -20,7 +20,7 @@ from autoad.serve.batching import QueueFullError
 from autoad.serve.faults import RequestTooLargeError, UnsupportedError
 from autoad.serve.options import ServeOptions
 
-__all__ = ["BodyBudget", "read_pictures"]
+__all__ = ["BodyBudget", "read_body", "read_form", "read_pictures"]
 
 _RAW = ("image/", "application/octet-stream")
 _DIGITS = 18
@@ -89,9 +89,9 @@ async def read_pictures(request: Request, options: ServeOptions, take: Callable[
             "a picture must come as image/*, application/octet-stream, multipart/form-data or application/json but "
             f"got {kind[:100]!r}"
         )
-    body = await _read(request, int(options.max_request_bytes), take)
+    body = await read_body(request, int(options.max_request_bytes), take)
     if is_form:
-        pictures = await _from_form(request, body, options)
+        pictures = [data for _, data in await read_form(request, body, options.max_pictures)]
     elif is_json:  # much of it in a thread, or all other requests would wait
         aside = len(body) > _ASIDE
         pictures = await asyncio.to_thread(_from_json, body, options) if aside else _from_json(body, options)
@@ -106,7 +106,19 @@ async def read_pictures(request: Request, options: ServeOptions, take: Callable[
     return pictures
 
 
-async def _read(request: Request, limit: int, take: Callable[[int], None]) -> bytes:
+async def read_body(request: Request, limit: int, take: Callable[[int], None]) -> bytes:
+    """A request's whole body.
+
+    Args:
+        request: whose body has not been read.
+        limit: most bytes that it may have.
+        take: told of the bytes of each chunk that has arrived, before it is kept.
+
+    Raises:
+        QueueFullError: other requests' bodies take the room.
+        RequestTooLargeError: it has more bytes.
+        UsageError: it ends too early.
+    """
     length = request.headers.get("Content-Length", "")
     if length.isascii() and length.isdigit() and (len(length) > _DIGITS or int(length) > limit):
         raise RequestTooLargeError(f"the request has {length[:_DIGITS]} bytes but at most {limit} are read")
@@ -124,7 +136,18 @@ async def _read(request: Request, limit: int, take: Callable[[int], None]) -> by
     return b"".join(chunks)
 
 
-async def _from_form(request: Request, body: bytes, options: ServeOptions) -> list[bytes]:
+async def read_form(request: Request, body: bytes, most: int) -> list[tuple[str, bytes]]:
+    """The files of a form, each with the name of its field.
+
+    Args:
+        request: with the form's boundary in its header.
+        body: of the request.
+        most: files that it may have.
+
+    Raises:
+        RequestTooLargeError: it has more.
+        UsageError: the body is no such form.
+    """
     boundary = parse_options_header(request.headers["Content-Type"])[1].get(b"boundary")
     if not boundary:
         raise UsageError("the form cannot be read: it must be multipart/form-data with a boundary")
@@ -134,20 +157,18 @@ async def _from_form(request: Request, body: bytes, options: ServeOptions) -> li
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
-    parser = MultiPartParser(
-        request.headers, stream(), max_files=options.max_pictures + 1, max_fields=10, max_part_size=len(body) + 1
-    )
+    parser = MultiPartParser(request.headers, stream(), max_files=most + 1, max_fields=10, max_part_size=len(body) + 1)
     parser.spool_max_size = len(body) + 1  # in memory, which the limit on the whole request bounds
     try:
         form = await parser.parse()
     except MultiPartException as error:
         if "Too many files" in error.message:
-            raise RequestTooLargeError(f"the form holds more than {options.max_pictures} pictures") from error
+            raise RequestTooLargeError(f"the form holds more than {most} pictures") from error
         raise UsageError(f"the form cannot be read: {error.message}") from error
     except (ValueError, LookupError) as error:
         raise UsageError("the form cannot be read: it is damaged") from error
     try:
-        return [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
+        return [(name, await part.read()) for name, part in form.multi_items() if isinstance(part, UploadFile)]
     finally:
         await form.close()
 

@@ -6,13 +6,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from autoad.errors import FileStoreError, UsageError
-from autoad.files import FileStore, read_file, use_source, write_atomically
+from autoad.files import FileStore, read_file, use_source, write_atomically, write_durably
 
 ABSENT = "0" * 64
 
@@ -173,3 +174,24 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         write_atomically(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_writing_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def count(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", count)
+    files = {tmp_path / "a" / f"{index % 3}" / str(index): bytes([index]) for index in range(20)}
+    write_durably(files)
+    assert {path: path.read_bytes() for path in files} == files
+    names = Counter(Path(path).name.split(".")[1] if "/." in path else path for path in synced)
+    assert [names[str(index)] for index in range(20)] == [1] * 20
+    for folder in (tmp_path, tmp_path / "a", *(tmp_path / "a" / str(index) for index in range(3))):
+        assert names[str(folder)] == 1  # or a new name in it could be lost
+    write_durably(dict.fromkeys(files, b"new"))
+    assert {path.read_bytes() for path in files} == {b"new"}
+    assert len(list(tmp_path.rglob("*"))) == 24

@@ -6,21 +6,38 @@ import dataclasses
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from autoad.data._listing import ListedPicture, Listing
 from autoad.data._picture import GOOD, Picture
 from autoad.data.dataset import Dataset, Skipped
-from autoad.data.decoding import decode_mask, image_size
-from autoad.errors import DatasetError, UnreadableImageError
+from autoad.data.decoding import Inspection, inspect_image
+from autoad.errors import DatasetError
 
-__all__ = ["check"]
+__all__ = ["FileFacts", "Look", "check", "check_mask", "refuse_few_good"]
 
 FEWEST_GOOD = 8
 _MOST_UNREADABLE = 0.1
 _NAMED = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class FileFacts:
+    """What a file holds.
+
+    Attributes:
+        sha256: of its bytes; empty if it cannot be read.
+        inspection: what they are.
+    """
+
+    sha256: str
+    inspection: Inspection
+
+
+Look = Callable[[Path], FileFacts]
+"""Tells of a listed file what it holds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +49,22 @@ class _Opened:
     skipped: tuple[Skipped, ...] = ()
 
 
-def check(listing: Listing) -> Dataset:
-    """Decode and hash every file, each read once, and make a dataset of those that are pictures.
+def check(listing: Listing, look: Look | None = None) -> Dataset:
+    """Make a dataset of those files that are pictures.
+
+    Args:
+        listing: the files.
+        look: tells what they hold; by default each is read once, decoded and hashed, several at a time.
 
     Raises:
         DatasetError: as :func:`read_dataset`.
     """
     files = listing.files
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        opened = list(pool.map(_open, files))
+    if look is None:
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            opened = list(pool.map(lambda listed: _open(listed, _read), files))
+    else:
+        opened = [_open(listed, look) for listed in files]
     unreadable = [skipped for one in opened for skipped in one.skipped]
     if len(unreadable) > _MOST_UNREADABLE * len(files):
         named = _some(f"{s.path} {s.reason}" for s in unreadable)
@@ -49,12 +73,7 @@ def check(listing: Listing) -> Dataset:
             f"{listing.root} are: {named}; repair or remove them"
         )
     kept, duplicates = _without_duplicates([one for one in opened if one.sha256])
-    good = sum(one.listed.label == GOOD for one in kept)
-    if good < FEWEST_GOOD:
-        raise DatasetError(
-            f"dataset {listing.root} must hold at least {FEWEST_GOOD} different good pictures but holds {good}"
-            " (PNG, JPEG, BMP, TIFF or WebP, in train/good, in good, or in the folder itself)"
-        )
+    refuse_few_good(listing.root, sum(one.listed.label == GOOD for one in kept))
     pictures = tuple(
         Picture(
             one.listed.path,
@@ -64,51 +83,79 @@ def check(listing: Listing) -> Dataset:
             one.listed.split,
             mask_sha256=one.mask_sha256 if one.mask else None,
         )
-        for one in sorted(kept, key=lambda one: one.listed.path)
+        for one in sorted(kept, key=lambda one: one.listed.path.parts)
     )
     return Dataset(
         name=listing.name,
         root=listing.root,
         layout=listing.layout,
         pictures=pictures,
-        skipped=tuple(sorted(unreadable + duplicates, key=lambda skipped: skipped.path)),
+        skipped=tuple(sorted(unreadable + duplicates, key=lambda skipped: skipped.path.parts)),
     )
 
 
-def _open(listed: ListedPicture) -> _Opened:
-    try:
-        data = listed.path.read_bytes()
-        size = image_size(data)
-    except (OSError, UnreadableImageError) as error:
-        return _Opened(listed, skipped=(Skipped(listed.path, _reason(error)),))
-    sha256 = hashlib.sha256(data).hexdigest()
-    if listed.mask is None:
-        return _Opened(listed, sha256)
-    try:
-        mask_data = listed.mask.read_bytes()
-        mask = decode_mask(mask_data)
-    except (OSError, UnreadableImageError) as error:
-        return _Opened(listed, sha256, skipped=(Skipped(listed.mask, _reason(error)),))
-    if mask.shape != size:
+def refuse_few_good(name: object, good: int) -> None:
+    """Complain of a dataset with fewer good pictures than a search takes.
+
+    Raises:
+        DatasetError: there are fewer.
+    """
+    if good < FEWEST_GOOD:
         raise DatasetError(
-            f"mask {listed.mask} must have the size of its picture {listed}, {size[1]} x {size[0]}, "
-            f"but has {mask.shape[1]} x {mask.shape[0]}"
+            f"dataset {name} must hold at least {FEWEST_GOOD} different good pictures but holds {good}"
+            " (PNG, JPEG, BMP, TIFF or WebP, in train/good, in good, or in the folder itself)"
         )
+
+
+def _read(path: Path) -> FileFacts:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return FileFacts("", Inspection(None, f"cannot be read: {error.strerror}", None))
+    return FileFacts(hashlib.sha256(data).hexdigest(), inspect_image(data))
+
+
+def _open(listed: ListedPicture, look: Look) -> _Opened:
+    picture = look(listed.path)
+    if picture.inspection.fault is not None:
+        return _Opened(listed, skipped=(Skipped(listed.path, picture.inspection.fault),))
+    if listed.mask is None:
+        return _Opened(listed, picture.sha256)
+    mask = look(listed.mask)
+    if mask.inspection.marks is None:
+        return _Opened(listed, picture.sha256, skipped=(Skipped(listed.mask, str(mask.inspection.fault)),))
+    check_mask(listed.label, listed, picture.inspection, listed.mask, mask.inspection)
     if listed.label == GOOD:
-        if mask.any():
-            raise DatasetError(f"picture {listed} must not be good while its mask {listed.mask} marks a defect")
-        return _Opened(listed, sha256)
-    return _Opened(listed, sha256, listed.mask, hashlib.sha256(mask_data).hexdigest())
+        return _Opened(listed, picture.sha256)
+    return _Opened(listed, picture.sha256, listed.mask, mask.sha256)
 
 
-def _reason(error: Exception) -> str:
-    return f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+def check_mask(label: str, picture: object, of: Inspection, mask: object, by: Inspection) -> None:
+    """Complain of a mask that contradicts its picture.
+
+    Args:
+        label: of the picture.
+        picture: what the picture is called.
+        of: what it is.
+        mask: what the mask is called.
+        by: what it is.
+
+    Raises:
+        DatasetError: it has another size, or marks something on a good picture.
+    """
+    if of.size is not None and by.size is not None and of.size != by.size:
+        raise DatasetError(
+            f"mask {mask} must have the size of its picture {picture}, {of.size[1]} x {of.size[0]}, "
+            f"but has {by.size[1]} x {by.size[0]}"
+        )
+    if label == GOOD and by.marks:
+        raise DatasetError(f"picture {picture} must not be good while its mask {mask} marks a defect")
 
 
 def _without_duplicates(opened: list[_Opened]) -> tuple[list[_Opened], list[Skipped]]:
     """One of each picture, and the others as skipped; the one with a mask is kept, else the first by path."""
     groups: dict[str, list[_Opened]] = defaultdict(list)
-    for one in sorted(opened, key=lambda one: (one.mask is None, one.mask_sha256, one.listed.path)):
+    for one in sorted(opened, key=lambda one: (one.mask is None, one.mask_sha256, one.listed.path.parts)):
         groups[one.sha256].append(one)
     kept, duplicates = [], []
     for first, *others in groups.values():

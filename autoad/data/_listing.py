@@ -40,3 +40,11 @@ class Listing:
     root: Path
     layout: str
     files: tuple[ListedPicture, ...]
+
+    def absolute(self) -> Listing:
+        """The same, whatever becomes of the working folder."""
+        files = (
+            dataclasses.replace(one, path=one.path.absolute(), mask=None if one.mask is None else one.mask.absolute())
+            for one in self.files
+        )
+        return dataclasses.replace(self, root=self.root.absolute(), files=tuple(files))

@@ -6,13 +6,14 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
 
 from autoad.data._picture import Picture
 
-__all__ = ["Dataset", "Skipped"]
+__all__ = ["Dataset", "Skipped", "hash_pictures"]
 
 _SCHEMA = pa.schema(
     [
@@ -56,8 +57,7 @@ class Dataset:
     @functools.cached_property
     def hash(self) -> str:
         """Hex sha256 over what the pictures are (bytes, label, split, mask), whatever their names and order."""
-        identities = sorted((p.sha256, p.label, p.split, _mask_sha256(p) or "") for p in self.pictures)
-        return hashlib.sha256(json.dumps(identities).encode()).hexdigest()
+        return hash_pictures((p.sha256, p.label, p.split, _mask_sha256(p)) for p in self.pictures)
 
     def counts(self) -> dict[str, int]:
         """How many pictures are ``good`` and ``defective``, have ``masks``, and how many files were ``skipped``."""
@@ -111,6 +111,12 @@ class Dataset:
             pictures=pictures,
             skipped=tuple(Skipped(Path(path), reason) for path, reason in json.loads(metadata["skipped"])),
         )
+
+
+def hash_pictures(pictures: Iterable[tuple[str, str, str, str | None]]) -> str:
+    """Hex sha256 over pictures, each given by the sha256 of its bytes, label, split, and sha256 of its mask."""
+    identities = sorted((sha256, label, split, mask or "") for sha256, label, split, mask in pictures)
+    return hashlib.sha256(json.dumps(identities).encode()).hexdigest()
 
 
 def _mask_sha256(picture: Picture) -> str | None:

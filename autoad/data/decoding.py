@@ -16,6 +16,7 @@ Every file becomes uint8 RGB by fixed rules that look at nothing but the file it
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import threading
 import warnings
@@ -30,7 +31,7 @@ from scipy import ndimage
 from autoad.data._picture import Picture
 from autoad.errors import DatasetError, FileStoreError, ImageTooLargeError, UnreadableImageError
 
-__all__ = ["MAX_PIXELS", "decode_image", "load_image", "load_mask", "resize_image"]
+__all__ = ["MAX_PIXELS", "Inspection", "decode_image", "inspect_image", "load_image", "load_mask", "resize_image"]
 
 MAX_PIXELS = 100_000_000
 """Largest number of pixels (height x width) that is decoded; the header is checked before any pixel is."""
@@ -148,26 +149,54 @@ def decode_mask(data: bytes) -> NDArray[np.bool_]:
         UnreadableImageError: as :func:`decode_image`.
     """
     with _decoded(data) as image:
-        if image.mode in ("1", "L") or image.mode.startswith(("I", "F")):
-            values = np.asarray(image)
-        else:
-            values = np.asarray(_to_rgb(image)).max(axis=2)
-        return np.asarray(values > 127 if image.format in ("JPEG", "MPO") else values != 0)
+        values = np.asarray(image) if _is_grey(image) else np.asarray(_to_rgb(image)).max(axis=2)
+        return np.asarray(_defective(values, image))
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """Height and width in pixels, found by decoding the whole picture.
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What a file is, as a picture and as a mask.
 
-    Raises:
-        UnreadableImageError: as :func:`decode_image`.
+    Attributes:
+        size: height and width in pixels; None if it cannot be decoded.
+        fault: why it is no picture; None if it is one.
+        marks: whether it marks anything where it is taken for a mask; None for what cannot be one, which ``fault``
+            explains.
     """
-    with _decoded(data) as image:
-        _to_rgb(image)
-        return image.height, image.width
+
+    size: tuple[int, int] | None
+    fault: str | None
+    marks: bool | None
+
+
+def inspect_image(data: bytes | memoryview) -> Inspection:
+    """What a file is, found by decoding all of it once."""
+    size, marks = None, None
+    try:
+        with _decoded(data) as image:
+            size = (image.height, image.width)
+            if _is_grey(image):  # a mask even where float values cannot be a picture's
+                marks = bool(_defective(np.asarray(image), image).any())
+            rgb = _to_rgb(image)
+            if marks is None:
+                marks = bool(_defective(np.asarray(rgb), image).any())
+    except UnreadableImageError as error:
+        return Inspection(size if marks is not None else None, str(error), marks)
+    return Inspection(size, None, marks)
+
+
+def _is_grey(image: Image.Image) -> bool:
+    return image.mode in ("1", "L") or image.mode.startswith(("I", "F"))
+
+
+def _defective(values: NDArray[Any], image: Image.Image) -> NDArray[np.bool_]:
+    """Which of a mask's values mark a defect."""
+    marked: NDArray[np.bool_] = values > 127 if image.format in ("JPEG", "MPO") else values != 0
+    return marked
 
 
 @contextlib.contextmanager
-def _decoded(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Image]:
+def _decoded(data: bytes | memoryview, max_pixels: int | None = None) -> Iterator[Image.Image]:
     """The first frame, decoded and upright, in the file's own mode."""
     max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     if not data:
@@ -188,7 +217,7 @@ def _decoded(data: bytes, max_pixels: int | None = None) -> Iterator[Image.Image
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"holds more than {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
-        known = data.startswith(_SIGNATURES)
+        known = bytes(data[:8]).startswith(_SIGNATURES)
         reason = "is damaged or truncated" if known else "is no PNG, JPEG, BMP, TIFF or WebP picture"
         raise UnreadableImageError(reason) from error
     except Exception as error:  # Pillow's plugins raise whatever a damaged file makes them stumble over

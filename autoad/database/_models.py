@@ -30,7 +30,7 @@ _LONGEST_WAIT = 0.05
 
 
 class RouteConflictError(UsageError):
-    """Somebody else changed the route in the same moment."""
+    """Somebody else changes the route in the same moment, or promotes another version; it can be tried again."""
 
 
 class ModelTables:

@@ -7,19 +7,24 @@ import os
 import socket
 from pathlib import Path
 
-__all__ = ["LEASE_SECONDS", "is_gone", "this_process"]
+__all__ = ["LEASE_SECONDS", "is_gone", "name_process", "this_process"]
 
 LEASE_SECONDS = 30.0
 """Without a heartbeat for so long, an owner on another machine counts as gone."""
 
 
 def this_process() -> str:
-    """``HOST/KERNEL/PID/START``.
+    """The name of this process, see :func:`name_process`."""
+    return name_process(os.getpid())
+
+
+def name_process(pid: int) -> str:
+    """``HOST/KERNEL/PID/START`` of a process of this machine.
 
     The start, in clock ticks since boot, tells a process from a later one of the same number; the kernel (its boot and
     its namespace of processes) tells hosts and containers of one name apart.
     """
-    return f"{_here()}/{os.getpid()}/{_start(os.getpid())}"
+    return f"{_here()}/{pid}/{_start(pid)}"
 
 
 def is_gone(owner: str, heartbeat: datetime.datetime | None) -> bool:

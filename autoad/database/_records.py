@@ -247,6 +247,8 @@ class Submission(Base):
     ``request`` is the :class:`autoad.schema.SubmitRequest` with all names filled in. ``key`` is the idempotency key and
     ``digest`` the sha256 of what came with it. The driver is the ``owner`` and renews ``heartbeat``; ``cancelled`` asks
     it to stop. ``promotion`` is the :class:`autoad.schema.PromotionVerdict`, ``report`` the sha256 of the report.
+    ``restarts`` counts how often the driver was started again, ``futile`` how often in a row without a trial having
+    ended in between: ``ended`` is how many had at the last restart.
     """
 
     __tablename__ = "submissions"
@@ -266,6 +268,8 @@ class Submission(Base):
     actor: Mapped[str]
     cancelled: Mapped[bool] = mapped_column(default=False)
     restarts: Mapped[int] = mapped_column(default=0)
+    futile: Mapped[int] = mapped_column(default=0)
+    ended: Mapped[int] = mapped_column(default=0)
     owner: Mapped[str | None]
     heartbeat: Mapped[datetime.datetime | None]
     error: Mapped[str | None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import fcntl
 import sqlite3
@@ -14,12 +15,12 @@ import alembic.command
 import alembic.util
 import sqlalchemy
 from alembic.config import Config
-from sqlalchemy import event, func, select, update
+from sqlalchemy import case, event, func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from autoad.database._owner import is_gone
 from autoad.database._records import Search, Trial, utc_now
-from autoad.errors import LeaseLostError, UsageError
+from autoad.errors import ConflictError, LeaseLostError, UsageError
 from autoad.schema import Objective, TrialRow
 from autoad.settings import Settings, get_settings
 
@@ -89,6 +90,12 @@ class Database:
         with (self._data_dir / "autoad.lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    def of(self, project: str) -> Database:
+        """The same database, asked for another project's rows; it shares its connections."""
+        view = copy.copy(self)
+        view.project = project
+        return view
 
     def close(self) -> None:
         """Close all connections."""
@@ -168,14 +175,15 @@ class Database:
         """Become the owner of a search that nobody carries out any more; ``request`` is what is asked of it now.
 
         Raises:
-            UsageError: somebody does, or it has been completed.
+            UsageError: it has been completed.
+            ConflictError: somebody does.
         """
         with self.transaction() as session:
             search = session.get_one(Search, search_id)
             if search.status == "complete":
                 raise UsageError(f"the search {search.name!r} is complete; there is nothing to resume")
             if search.owner is not None and not is_gone(search.owner, search.heartbeat):
-                raise UsageError(
+                raise ConflictError(
                     f"the search {search.name!r} is being carried out by process {search.owner}; wait for its end, or "
                     "stop it first"
                 )
@@ -189,7 +197,7 @@ class Database:
             if (
                 session.scalar(same.values(mine).returning(Search.id)) is None
             ):  # two came at once, and the other was first
-                raise UsageError(f"the search {search.name!r} has just been taken over by another process")
+                raise ConflictError(f"the search {search.name!r} has just been taken over by another process")
             session.refresh(search)
             return search
 
@@ -239,7 +247,8 @@ class Database:
             if name is None:
                 found = session.scalars(query.order_by(Search.created.desc()).limit(1)).first()
             else:
-                found = session.scalars(query.where((Search.name == name) | (Search.id == name))).first()
+                named = query.where((Search.name == name) | (Search.id == name))
+                found = session.scalars(named.order_by(case((Search.id == name, 0), else_=1))).first()
             if found is not None:
                 return found
             known = session.scalars(query.order_by(Search.created.desc()).limit(10)).all()
@@ -270,6 +279,12 @@ class Database:
         query = select(Search).where(Search.project == self.project).order_by(Search.created.desc(), Search.id)
         with self.sessions() as session:
             return session.scalars(query.limit(limit)).all()
+
+    def searches_of(self, names: Collection[str]) -> Sequence[Search]:
+        """The project's searches of these names or ids."""
+        named = Search.id.in_(names) | Search.name.in_(names)
+        with self.sessions() as session:
+            return session.scalars(select(Search).where(Search.project == self.project, named)).all()
 
     def count_ended(self, search_ids: Collection[str]) -> dict[str, int]:
         """How many trials of each search have ended."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoad.database import Database, ModelTables, ModelVersion, aware
+from autoad.database import Database, ModelTables, ModelVersion, RouteConflictError, aware
 from autoad.errors import ArtifactError, UnknownNameError, UsageError
 from autoad.models._addresses import ALIASES, check_model_name, parse_address
 from autoad.models._files import VersionFiles
@@ -405,7 +405,9 @@ def _check_staged(route: RouteEntry, version: int) -> None:
     """Refuse to move an alias while another version is being checked: what was staged first is decided first.
 
     Raises:
-        UsageError: one is.
+        RouteConflictError: one is.
     """
     if route.staged not in (None, version):
-        raise UsageError(f"version {route.staged} of {route.name!r} is being promoted; wait until that has ended")
+        raise RouteConflictError(
+            f"version {route.staged} of {route.name!r} is being promoted; wait until that has ended"
+        )

@@ -74,11 +74,11 @@ def gallery(material: Material) -> tuple[list[Group], str | None]:
         The groups, and why there are no heatmaps if the model cannot be run here.
     """
     tested = material.scores_of("champion", "test")
-    if not tested or material.result.champion is None:
+    if not tested or material.model is None:
         return [], None
     model, problem = None, None
     try:
-        model = Model.load(Path(material.result.champion.model))
+        model = Model.load(material.model)
     except AutoADError as error:
         problem = f"The heatmaps are missing, for the model cannot be run here: {error}."
     found = [score for score in tested if score.label != "good" and score.is_anomalous]

@@ -17,6 +17,7 @@ from autoad.errors import ArtifactError, UsageError
 from autoad.models import Manifest, read_manifest
 from autoad.schema import SearchResult, TrialRow
 from autoad.search.final_scores import FinalScore, read_final_scores
+from autoad.search.public import public_result, without_paths
 from autoad.settings import Settings
 
 __all__ = ["Material", "gather"]
@@ -32,6 +33,7 @@ class Material:
         study: Optuna's record of the trials.
         scores: answers of the champion and of the default to calibration and test pictures.
         pictures: the dataset's pictures by sha256.
+        model: folder of the champion.
         manifest: of the champion's model.
         missing: a sentence for each of these that could not be read.
     """
@@ -41,8 +43,18 @@ class Material:
     study: optuna.Study | None
     scores: tuple[FinalScore, ...]
     pictures: dict[str, Picture]
+    model: Path | None
     manifest: Manifest | None
     missing: tuple[str, ...]
+
+    def for_others(self, dataset: str) -> Material:
+        """The same without the paths of this machine; ``dataset`` is how the dataset is called then."""
+        return dataclasses.replace(
+            self,
+            result=public_result(self.result, dataset),
+            request=self.request | ({"data": dataset} if self.request else {}),
+            missing=tuple(without_paths(sentence) for sentence in self.missing),
+        )
 
     @property
     def complete(self) -> list[TrialRow]:
@@ -77,14 +89,15 @@ def gather(result: SearchResult, settings: Settings) -> Material:
             "The sampler's record of this search (optuna.db) is gone, and with it the part on hyperparameters."
         )
     scores: Sequence[FinalScore] = ()
-    manifest = None
+    manifest, model = None, None
     if result.champion is not None:
+        model = Path(result.champion.model)
         try:
             scores = read_final_scores(folder / "scores.parquet")
         except ArtifactError as error:
             missing.append(f"No figure shows single pictures: {error}.")
         try:
-            manifest = read_manifest(Path(result.champion.model))
+            manifest = read_manifest(model)
         except ArtifactError as error:
             missing.append(f"The champion's model cannot be read: {error}.")
     pictures: dict[str, Picture] = {}
@@ -93,7 +106,7 @@ def gather(result: SearchResult, settings: Settings) -> Material:
         pictures = {picture.sha256: picture for picture in dataset.pictures}
     except (OSError, pa.ArrowException, KeyError):
         missing.append("The list of the dataset's pictures (dataset.parquet) cannot be read.")
-    return Material(result, request, study, tuple(scores), pictures, manifest, tuple(missing))
+    return Material(result, request, study, tuple(scores), pictures, model, manifest, tuple(missing))
 
 
 def _load_study(name: str, file: Path) -> optuna.Study | None:

@@ -29,7 +29,7 @@ __all__ = ["write_report"]
 _PACKAGES = ("autoad", "optuna", "ray", "timm", "torch")
 
 
-def write_report(result: SearchResult, output: Path | None = None) -> Path:
+def write_report(result: SearchResult, output: Path | None = None, *, dataset: str = "") -> Path:
     """Write a search's report: one HTML file that needs no network.
 
     A search that was interrupted or has no champion gets a report of what there is.
@@ -37,6 +37,7 @@ def write_report(result: SearchResult, output: Path | None = None) -> Path:
     Args:
         result: the search with its leaderboard.
         output: the file; ``report.html`` in the search's folder by default.
+        dataset: how the dataset is called for readers who are not to see where anything lies on this machine.
 
     Returns:
         The file.
@@ -46,7 +47,8 @@ def write_report(result: SearchResult, output: Path | None = None) -> Path:
     """
     settings = get_settings()
     file = output or settings.searches_dir / result.search_id / "report.html"
-    page = _render(gather(result, settings))
+    material = gather(result, settings)
+    page = _render(material.for_others(dataset) if dataset else material)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, page.encode())

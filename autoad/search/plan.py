@@ -20,6 +20,7 @@ __all__ = [
     "DEFAULT_SECONDS",
     "DETERMINISTIC_EPOCHS",
     "DETERMINISTIC_TRIALS",
+    "PIXEL_OBJECTIVES",
     "Plan",
     "SearchRequest",
     "make_plan",
@@ -32,7 +33,7 @@ DETERMINISTIC_EPOCHS = 5
 DETERMINISTIC_TRIALS = 16
 _LONGEST_NAME = 200
 _LONGEST_MODEL = 80
-_PIXEL_OBJECTIVES = ("pixel_auroc", "aupro")
+PIXEL_OBJECTIVES = ("pixel_auroc", "aupro")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ def make_plan(request: SearchRequest, *, resuming: str | None = None) -> Plan:
         notes.append(
             f"deterministic: training ends after {DETERMINISTIC_EPOCHS} epochs; --max-epochs sets another ceiling"
         )
-    if objective in _PIXEL_OBJECTIVES:
+    if objective in PIXEL_OBJECTIVES:
         mapless = [name for name in spaces if get_algorithm(name).kind == "classification"]
         spaces = {name: space for name, space in spaces.items() if name not in mapless}
         if not spaces:

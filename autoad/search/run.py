@@ -22,6 +22,7 @@ from autoad.data import Picture, draw_defects
 from autoad.database import Database, is_lost, this_process
 from autoad.errors import (
     AutoADError,
+    ConflictError,
     FileStoreError,
     LeaseLostError,
     NoTrialSucceededError,
@@ -54,7 +55,7 @@ from autoad.settings import Settings, get_settings
 _WORTH_A_WORD = 0.1
 """Share of the time that is left when a search that ends early says why."""
 
-__all__ = ["SearchListener", "load_result", "resume_search", "run_search"]
+__all__ = ["SearchListener", "load_result", "read_result", "resume_search", "run_search"]
 
 
 class SearchListener(Listener, Protocol):
@@ -76,8 +77,13 @@ class SearchListener(Listener, Protocol):
         """The search is over, in whatever way."""
 
 
-def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult:
+def run_search(request: SearchRequest, listener: SearchListener, *, search_id: str = "") -> SearchResult:
     """Search, then refit, calibrate and test the winner.
+
+    Args:
+        request: what to search.
+        listener: hears how it goes.
+        search_id: that the search gets; a new one if empty.
 
     Raises:
         UsageError: the request, the dataset or the search space is wrong; nothing has been written then.
@@ -91,7 +97,7 @@ def run_search(request: SearchRequest, listener: SearchListener) -> SearchResult
         check_reachable(request.address)
     for note in plan.notes:
         listener.say(note)
-    search_id = secrets.token_hex(6)
+    search_id = search_id or secrets.token_hex(6)
     name = request.name or f"{usable_name(plan.dataset.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     summary = _summary(plan, search_id, name)
     with _opened(settings, listener) as database:
@@ -122,6 +128,7 @@ def resume_search(
     patience: int | None = None,
     trial_timeout: float | None = None,
     address: str | None = None,
+    data: Path | None = None,
 ) -> SearchResult:
     """Go on with a search that was interrupted, failed or whose process was killed.
 
@@ -136,10 +143,12 @@ def resume_search(
         patience: instead of the search's own.
         trial_timeout: likewise.
         address: of the Ray cluster, likewise; it may have moved.
+        data: likewise; the same pictures may lie elsewhere now.
 
     Raises:
-        UsageError: there is no such search, it is complete or under way, or its pictures, search space or this
-            machine's engine are not what they were.
+        UsageError: there is no such search, it is complete, or its pictures, search space or this machine's engine are
+            not what they were.
+        ConflictError: another process carries it out.
         NoTrialSucceededError: all trials failed.
         StateError: the search had to stop, and can be resumed.
     """
@@ -150,7 +159,7 @@ def resume_search(
         if search.status == "complete":
             raise UsageError(f"the search {search.name!r} is complete; there is nothing to resume")
         if search.status == "running":
-            raise UsageError(
+            raise ConflictError(
                 f"the search {search.name!r} is being carried out by process {search.owner}; watch it with: "
                 f"autoad searches {search.name} --follow"
             )
@@ -163,6 +172,7 @@ def resume_search(
             patience=patience,
             trial_timeout=trial_timeout,
             address=address,
+            data=data,
         )
         if request.address:
             check_reachable(request.address)
@@ -199,12 +209,17 @@ def load_result(name: str | None = None, settings: Settings | None = None) -> Se
     """
     database = Database(settings)
     try:
-        search = database.find_search(name)
-        status = "interrupted" if is_lost(search) else search.status
-        result = SearchResult.model_validate(search.summary | {"status": status})
-        return result.model_copy(update={"leaderboard": rank_trials(database.trials(search.id), result.objective)})
+        return read_result(database, name)
     finally:
         database.close()
+
+
+def read_result(database: Database, name: str | None = None) -> SearchResult:
+    """The same from a database that is open."""
+    search = database.find_search(name)
+    status = "interrupted" if is_lost(search) else search.status
+    result = SearchResult.model_validate(search.summary | {"status": status})
+    return result.model_copy(update={"leaderboard": rank_trials(database.trials(search.id), result.objective)})
 
 
 def _summary(plan: Plan, search_id: str, name: str) -> SearchResult:

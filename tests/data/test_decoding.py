@@ -16,6 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from autoad.data import Picture, decode_image, decoding, load_image, load_mask, resize_image
+from autoad.data.decoding import decode_mask, inspect_image
 from autoad.errors import DatasetError, UnreadableImageError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, size=(9, 14, 3), dtype=np.uint8)
@@ -326,3 +327,27 @@ def test_a_large_defect_is_resized_by_nearest() -> None:
 def test_an_unreadable_mask_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"m\.png of .*p\.png must be readable"):
         load_mask(picture_with_mask(tmp_path, b"nonsense"), (4, 4))
+
+
+def test_inspecting_is_what_decoding_finds(tmp_path: Path, write_picture, write_mask) -> None:
+    files = [write_picture(tmp_path / f"{kind}.x", format=kind) for kind in ("PNG", "JPEG", "BMP", "TIFF", "WEBP")]
+    files += [write_mask(tmp_path / "mask.png"), write_mask(tmp_path / "empty.png", empty=True)]
+    files.append(write_mask(tmp_path / "faint.jpg", empty=True))
+    for path in files:
+        data = path.read_bytes()
+        for given_as in (data, memoryview(data)):
+            found = inspect_image(given_as)
+            marked = decode_mask(data)
+            assert (found.size, found.fault, found.marks) == (marked.shape, None, bool(marked.any()))
+    for data in (b"", b"x", files[0].read_bytes()[:-60]):
+        found = inspect_image(data)
+        assert (found.size, found.marks) == (None, None)
+        assert found.fault is not None
+        assert found.fault.startswith("is ")
+
+
+def test_float_values_beyond_a_pictures_are_still_a_mask(tmp_path: Path) -> None:
+    Image.fromarray(np.full((5, 7), 1e6, np.float32)).save(tmp_path / "a.tif")
+    found = inspect_image((tmp_path / "a.tif").read_bytes())
+    assert (found.size, found.marks) == ((5, 7), True)
+    assert "float values" in str(found.fault)

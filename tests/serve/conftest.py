@@ -163,8 +163,9 @@ Serve = Callable[..., None]
 
 
 @pytest.fixture
-def serve(database: Database, registry: Registry) -> Serve:
+def serve(database: Database, registry: Registry, tmp_path: Path) -> Serve:
     """Runs a test's coroutine against an application in this process."""
+    settings = Settings(data_dir=tmp_path / "data")
 
     def run(main: Callable[[Service], Awaitable[None]], *, raise_errors: bool = True, **options: Any) -> None:
         async def within() -> None:
@@ -173,7 +174,7 @@ def serve(database: Database, registry: Registry) -> Serve:
             plane = Plane(registry, scorer)
             keys = Keys(database)
             authenticator = Authenticator(keys, database.project, loopback=True, internal="made-up", fresh_seconds=0.05)
-            app = create_app(scorer, registry, plane, authenticator, chosen)
+            app = create_app(scorer, registry, plane, authenticator, chosen, database, settings)
             transport = httpx2.ASGITransport(app=app, raise_app_exceptions=raise_errors)
             async with (
                 app.router.lifespan_context(app),

@@ -1,20 +1,23 @@
-"""Registered models without a search: fitted, calibrated, with their parity set."""
+"""Registered models without a search: fitted, calibrated, with their parity set; and datasets without a client."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import autoad
 from autoad.algorithms import get_algorithm
 from autoad.data import Dataset, assign_roles
+from autoad.data.catalog import Catalog
 from autoad.database import Database
 from autoad.features import choose_engine, head_precision
 from autoad.models import Provenance, write_manifest
 from autoad.models.parity import choose_parity, write_parity
 from autoad.models.registry import Registry
-from autoad.schema import ModelVersionEntry, TrialRow
+from autoad.schema import DatasetEntry, FileEntry, ModelVersionEntry, TrialRow, UploadRequest
 from autoad.search.champion import fit_model
 from autoad.search.trial import TrialTask
 from autoad.settings import Settings
@@ -68,3 +71,24 @@ def make_state(folder: Path) -> Settings:
     """Settings of a data folder of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     return Settings(data_dir=folder)
+
+
+def add_dataset(
+    settings: Settings, name: str, source: Path, *, pictures: Sequence[str] = (), project: str = "default"
+) -> DatasetEntry:
+    """Send a folder, or only those of its files that are named, as clients do; the version that it becomes."""
+    paths = sorted(path for path in source.rglob("*") if path.is_file())
+    contents = {path.relative_to(source).as_posix(): path.read_bytes() for path in paths}
+    sent = {path: data for path, data in contents.items() if not pictures or path in pictures}
+    files = [
+        FileEntry(path=path, sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for path, data in sent.items()
+    ]
+    frames = [hashlib.sha256(data).digest() + len(data).to_bytes(8, "big") + data for data in sent.values()]
+    database = Database(settings)
+    try:
+        catalog = Catalog(database, settings)
+        upload = catalog.begin_upload(name, UploadRequest(files=files), project)
+        catalog.receive(name, upload.id, memoryview(b"".join(frames)), project)
+        return catalog.commit(name, upload.id, actor="test", project=project)[0]
+    finally:
+        database.close()

@@ -15,12 +15,15 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.python import asgi
 from schemathesis.specs.openapi import checks
 
+from autoad.data.catalog import Catalog
 from autoad.database import Database, Keys
 from autoad.models.registry import Registry
+from autoad.schema import UploadRequest
 from autoad.serve.auth import Authenticator
 from autoad.serve.http import create_app, describe_api
 from autoad.serve.options import ServeOptions
 from autoad.serve.scorer import Scorer
+from tests.serve.submitting import announced, folder, framed, zipped
 
 EXAMPLES = 20
 OPERATIONS = [
@@ -43,7 +46,7 @@ CHECKS = [
 
 @pytest.fixture(scope="module")
 def schema(plant: Any, plane: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Of an application that runs as long as this module's tests do."""
+    """Of an application that runs as long as this module's tests do, and the id of an upload to its ``bottle``."""
     settings = plant.copy(tmp_path_factory.mktemp("openapi") / "data")
     database = Database(settings)
     registry = Registry(database, settings)
@@ -51,20 +54,30 @@ def schema(plant: Any, plane: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     options = ServeOptions(replicas=1, threads=2, poll_seconds=0.02)
     scorer = Scorer(registry, options, "r1")
     doorkeeper = Authenticator(Keys(database), database.project, loopback=True)
-    app = create_app(scorer, registry, plane(registry, scorer), doorkeeper, options)
-    # Of nothing but random bytes, none would be a picture.
-    pictures = strategies.sampled_from(plant.pictures) | strategies.binary(max_size=100)
-    schemathesis.openapi.media_type("image/*", pictures)
-    yield schemathesis.openapi.from_asgi("/openapi.json", app)
+    app = create_app(scorer, registry, plane(registry, scorer), doorkeeper, options, database, settings)
+    files = folder()
+    catalog = Catalog(database, settings)
+    request = UploadRequest.model_validate(announced(files))
+    upload = catalog.begin_upload("bottle", request).id
+    catalog.receive("bottle", upload, memoryview(framed(files.values())))
+    catalog.commit("bottle", upload, actor="test")
+    # Of nothing but random bytes, none would be a picture, a packed body or an archive.
+    noise = strategies.binary(max_size=100)
+    schemathesis.openapi.media_type("image/*", strategies.sampled_from(plant.pictures) | noise)
+    sound = strategies.sampled_from([plant.pictures[0], zipped(files), framed(list(files.values())[:3])])
+    schemathesis.openapi.media_type("application/octet-stream", sound | sound | noise)
+    yield schemathesis.openapi.from_asgi("/openapi.json", app), upload
     asgi.shutdown_lifespans()
     database.close()
 
 
 @pytest.mark.parametrize(("method", "path", "mode"), OPERATIONS, ids=str)
 def test_replies_are_those_of_the_document(schema: Any, method: str, path: str, mode: GenerationMode) -> None:
-    operation = schema[path][method.upper()]
+    document_of, upload = schema
+    operation = document_of[path][method.upper()]
     # Names and versions made from their patterns are hardly ever those of a model; some are left as they are.
-    names = strategies.sampled_from(["gravel", "gravel", "belt", None])
+    known = ["bottle"] * 3 if "/datasets" in path else ["gravel", "gravel", "belt"]
+    names = strategies.sampled_from([*known, None])
     versions = strategies.sampled_from([None, "1", "champion", "canary", "made"])
     document = describe_api()["paths"][path][method]
     read = {parameter["name"] for parameter in document.get("parameters", []) if parameter["in"] == "query"}
@@ -82,6 +95,10 @@ def test_replies_are_those_of_the_document(schema: Any, method: str, path: str, 
         if mode is GenerationMode.POSITIVE:
             if name is not None and "name" in case.path_parameters:
                 case.path_parameters["name"] = name
+            if name is not None and "/uploads/{id}" in path:
+                case.path_parameters["id"] = upload
+            if name is not None and "/datasets/{name}/versions/{version}" in path:
+                case.path_parameters["version"] = 1
             if version != "made" and "version" in case.query:
                 case.query["version"] = version
             if version is None:
@@ -94,6 +111,6 @@ def test_replies_are_those_of_the_document(schema: Any, method: str, path: str, 
 
     check()
     if mode is GenerationMode.NEGATIVE:
-        assert set(statuses) == {400}
+        assert set(statuses) in ({400}, {400, 422})  # the latter for a form whose picture is none
     elif method != "delete" or "versions" not in path:  # most of those that may be deleted are never met
-        assert statuses[200] > 0, statuses
+        assert any(status < 300 for status in statuses), statuses

@@ -90,7 +90,7 @@ def plant(settings: Settings) -> Iterator[Plant]:
     options = ServeOptions(replicas=1, threads=1, poll_seconds=0.05, max_batch=8)
     scorer = Scorer(registry, options, "r1")
     doorkeeper = Authenticator(Keys(database), "default", loopback=True, internal=SECRET)
-    app = create_app(scorer, registry, _NoControl(), doorkeeper, options)
+    app = create_app(scorer, registry, _NoControl(), doorkeeper, options, database, settings)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -58,6 +58,8 @@ def upgrade() -> None:
         sa.Column("actor", sa.String, nullable=False),
         sa.Column("cancelled", sa.Boolean, nullable=False),
         sa.Column("restarts", sa.Integer, nullable=False),
+        sa.Column("futile", sa.Integer, nullable=False),
+        sa.Column("ended", sa.Integer, nullable=False),
         sa.Column("owner", sa.String),
         sa.Column("heartbeat", _MOMENT),
         sa.Column("error", sa.String),
