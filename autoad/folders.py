@@ -19,7 +19,16 @@ from typing import Any, cast, get_args
 from autoad.errors import DatasetError
 from autoad.schema import DatasetSplit
 
-__all__ = ["GOOD", "GOOD_NAMES", "ManifestRow", "check_row", "files_below", "is_data", "label_named", "read_manifest"]
+__all__ = [
+    "GOOD",
+    "GOOD_NAMES",
+    "ManifestRow",
+    "check_row",
+    "files_below",
+    "is_data",
+    "label_named",
+    "read_manifest",
+]
 
 GOOD = "good"
 GOOD_NAMES = frozenset({"good", "normal", "ok"})
@@ -64,7 +73,7 @@ def label_named(name: str) -> str:
 
 
 def is_data(name: str) -> bool:
-    """Whether a file of that name belongs to a dataset: it is not hidden, nor explains or decorates a folder."""
+    """Whether a file of that name may be a picture: it is neither hidden, nor what explains or decorates a folder."""
     return not name.startswith(".") and not _NOT_DATA.fullmatch(name)
 
 
@@ -80,9 +89,7 @@ def files_below(folder: Path, *, recursive: bool = True) -> Iterator[Path]:
 
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
-        for name in sorted(names):
-            if is_data(name):
-                yield Path(parent, name)
+        yield from (Path(parent, name) for name in sorted(names) if is_data(name))
 
 
 def read_manifest(path: Path) -> list[ManifestRow]:
@@ -101,8 +108,8 @@ def read_manifest(path: Path) -> list[ManifestRow]:
     try:
         columns, rows = _read_csv(path) if suffix == ".csv" else _read_parquet(path)
         _check_columns(path, columns)
-        folder = path.absolute().parent
-        return [check_row(path, row, values, lambda name: (folder / name).is_file()) for row, values in rows]
+        root = path.absolute().parent
+        return [check_row(path, row, values, lambda name: (root / name).is_file()) for row, values in rows]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _unreadable(path, error) from error
 
@@ -159,17 +166,17 @@ def _check_columns(path: Path, columns: list[str]) -> None:
         raise DatasetError(f"manifest {path} must have a column 'path' but has only {', '.join(columns) or 'none'}")
 
 
-def check_row(manifest: Path | str, row: str, values: Mapping[str, Any], is_file: Callable[[str], bool]) -> ManifestRow:
-    """A manifest's row, once it says what a row must.
+def check_row(manifest: Path, row: str, values: Mapping[str, Any], is_file: Callable[[str], bool]) -> ManifestRow:
+    """A row of a manifest by its values.
 
     Args:
         manifest: for messages.
-        row: where it stands, such as ``"line 7"``, likewise.
+        row: where it stands.
         values: by column.
-        is_file: whether there is a file of that name.
+        is_file: whether there is a file of that path.
 
     Raises:
-        DatasetError: as :func:`read_manifest`.
+        DatasetError: the row has an unknown split, no path, or names a file that is not there.
     """
     path, label, split, mask = (_text(values.get(name)) for name in _COLUMNS)
     if not path:

@@ -45,7 +45,19 @@ def test_the_wheel_holds_every_package_and_the_search_spaces(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "module",
-    ["algorithms", "data", "database", "errors", "evaluation", "features", "models", "report", "schema", "search"],
+    [
+        "algorithms",
+        "client",
+        "data",
+        "database",
+        "errors",
+        "evaluation",
+        "features",
+        "models",
+        "report",
+        "schema",
+        "search",
+    ],
 )
 def test_public_names_are_sorted_and_exist(module: str) -> None:
     imported = importlib.import_module(f"autoad.{module}")

@@ -194,7 +194,7 @@ class AsyncClient:
         """As :meth:`Client.dataset`."""
         name, number = _dataset_version(name, version)
         if number is None:
-            return (await self.dataset_versions(name)).versions[0]
+            number = (await self.dataset_versions(name)).versions[0].version
         return await self._transport.get(DatasetEntry, f"/v1/datasets/{segment(name)}/versions/{number}")
 
     async def dataset_versions(self, name: str) -> DatasetVersions:
@@ -207,7 +207,7 @@ class AsyncClient:
     async def dataset_pictures(self, name: str, version: int | None = None) -> AsyncGenerator[DatasetPicture, None]:
         """As :meth:`Client.dataset_pictures`."""
         name, number = _dataset_version(name, version)
-        number = (await self.dataset(name)).version if number is None else number
+        number = (await self.dataset_versions(name)).versions[0].version if number is None else number
         path = f"/v1/datasets/{segment(name)}/versions/{number}/pictures"
         async for page in self._pages(PicturePage, path):
             for picture in page.items:

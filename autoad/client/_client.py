@@ -165,7 +165,7 @@ class Client:
         return self._portal.call(lambda: self._client.add_example(dataset, picture, label, mask=mask, note=note))
 
     def datasets(self) -> Iterator[DatasetEntry]:
-        """The newest version of each dataset, by name."""
+        """The newest version of each dataset, by name; without what was left out, which :meth:`dataset` tells."""
         return self._portal.iterate(self._client.datasets(), self)
 
     def dataset(self, name: str, version: int | None = None) -> DatasetEntry:
@@ -177,7 +177,7 @@ class Client:
         return self._portal.call(lambda: self._client.dataset(name, version))
 
     def dataset_versions(self, name: str) -> DatasetVersions:
-        """All versions of a dataset, newest first.
+        """All versions of a dataset, newest first; without what was left out of each, which :meth:`dataset` tells.
 
         Raises:
             NotFoundError: there is none.

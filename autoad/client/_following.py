@@ -36,10 +36,11 @@ async def follow(transport: Transport, path: str) -> AsyncGenerator[SearchEvent,
     while True:
         failure: AutoADError
         passes = True
-        opened = time.monotonic()
+        opened: float | None = None
         try:
             headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
             async with transport.stream(path, headers, _SILENCE) as reply:
+                opened = time.monotonic()
                 async for message in httpx2.EventSource(reply, max_event_size=None):
                     attempts.forget()
                     last = message.id or last
@@ -58,7 +59,7 @@ async def follow(transport: Transport, path: str) -> AsyncGenerator[SearchEvent,
             if isinstance(error, RefusedError) or error.code == "unreadable_reply":
                 raise
             failure, passes = error, error.status != 500
-        if time.monotonic() - opened > _STEADY:  # there may have been nothing to tell
+        if opened is not None and time.monotonic() - opened > _STEADY:  # there may have been nothing to tell
             attempts.forget()
         if not await attempts.again(patient=passes):
             raise failure

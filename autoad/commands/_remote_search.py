@@ -47,6 +47,7 @@ def search_there(server: str | None, data: str, *, as_json: bool, follow: bool, 
 
 def submit_there(client: Client, data: Path, name: str | None = None, note: str = "") -> DatasetEntry:
     """Send pictures of this machine, and show how it goes."""
+    client.health()  # or a server that is not there would be waited for as one that comes back
     try:
         with UploadProgress() as progress:
             entry = client.submit_dataset(data, name, note=note, progress=progress)

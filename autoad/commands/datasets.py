@@ -56,7 +56,8 @@ def show_datasets(
         if name is None:
             entries = list(client.datasets())
         else:
-            entries = [client.dataset(name)] if "/" in name else client.dataset_versions(name).versions
+            newest = client.dataset(name)
+            entries = [newest, *([] if "/" in name else client.dataset_versions(name).versions[1:])]
     if as_json:
         out.out(json.dumps([entry.model_dump(mode="json") for entry in entries], indent=2), highlight=False)
     elif name is not None:

@@ -62,6 +62,7 @@ def _score_there(
     scored: list[ScoredPicture] = []
     unreadable: list[str] = []
     with client_of(server) as client:
+        client.health()  # or a server that is not there would be waited for as one that comes back
         maps: Literal["png", False] = "png" if targets else False
         for path, one in zip(pictures, client.score_many(model, pictures, errors="return", maps=maps), strict=True):
             if isinstance(one, FailedPicture):

@@ -31,14 +31,14 @@ def list_rows(rows: Iterable[Mapping[str, Any]], paths: Collection[str], name: s
         name: of the dataset.
 
     Raises:
-        DatasetError: as :func:`autoad.folders.read_manifest`.
+        DatasetError: as :func:`list_manifest`.
     """
     known = set(map(Path, paths))
-    checked = (
-        check_row(name, f"row {number}", row, lambda path: Path(path) in known)
+    files = tuple(
+        _listed(Path(), check_row(Path(name), f"row {number}", row, lambda file: Path(file) in known))
         for number, row in enumerate(rows, start=1)
     )
-    return Listing(name, Path(), "manifest", tuple(_listed(Path(), row) for row in checked))
+    return Listing(name, Path(), "manifest", files)
 
 
 def _listed(root: Path, row: ManifestRow) -> ListedPicture:

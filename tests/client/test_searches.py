@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autoad.client import Client, _following
+from autoad.client import AsyncSearch, Client, Search, _following
 from autoad.errors import BusyError, NotFoundError, ServerError, UnreachableError, UsageError
 from autoad.schema import DatasetEntry
 from tests.client.service import Service, some_events
@@ -123,6 +123,15 @@ def test_following_has_an_end_where_there_is_nothing_to_follow(
     with Client(client.server, patience=0) as impatient, pytest.raises(UnreachableError):
         list(impatient.find_search("s1").follow())
     assert len(waits) == 9
+    monkeypatch.setattr(_following, "_STEADY", -1.0)
+    service.searches["s1"] = service.searches["s1"].model_copy(update={"id": "s9"})
+    with Client("http://127.0.0.1:9", patience=0) as nowhere, pytest.raises(UnreachableError):
+        list(Search(nowhere, nowhere._portal, _found(nowhere, service)).follow())
+    assert len(waits) == 12, "what never answered is no steady connection"
+
+
+def _found(client: Client, service: Service) -> AsyncSearch:
+    return AsyncSearch(client._client, client._client._transport, service.searches["s1"])
 
 
 def _request() -> Any:

@@ -261,7 +261,7 @@ def test_pictures_are_scored_with_heatmaps(there: Command, service: Service, tmp
         drawn = np.asarray(Image.open(one["heatmap"]))
         assert drawn.shape == original.shape
         assert (drawn == original).all() == (not one["is_anomalous"]), "a normal picture stays as it is"
-    assert len(service.asked) == 4, "maps come with the scores"
+    assert service.count("POST", "/score") == 4, "maps come with the scores"
     shown = there("score", "bottle", pictures[0], "--no-heatmaps")
     assert ("good" in shown.stdout) or ("ANOMALOUS" in shown.stdout)
     assert service.last("/score").query["map"] == "none"
@@ -348,7 +348,15 @@ def test_what_was_left_out_of_a_dataset_is_told(
 
 def test_no_server_is_exit_code_4(run: Command, waits: list[float], tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"x")
-    for command in (("searches",), ("models",), ("datasets",), ("leaderboard",), ("search", "--data", "bottle")):
+    for command in (
+        ("searches",),
+        ("models",),
+        ("datasets",),
+        ("leaderboard",),
+        ("search", "--data", "bottle"),
+        ("search", "--data", tmp_path),
+        ("score", "bottle", tmp_path / "x.png"),
+    ):
         assert run(*command, "--server", "http://127.0.0.1:9").code == 4, command
     wrong = run("models", "--server", "127.0.0.1:9")
     assert (wrong.code, "must be an address such as" in wrong.stderr) == (2, True)
