@@ -50,17 +50,30 @@ class Deployment:
                     found.append(child)
         return found
 
+    def kill_all(self) -> None:
+        """End every process of the server at once, as a power cut does."""
+        for process in [psutil.Process(self.process.pid), *self.children()]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
     def kill(self, kind: str) -> None:
         """End one process of a kind as the kernel does when memory is short."""
         self.children(kind)[0].send_signal(signal.SIGKILL)
 
 
-@contextlib.contextmanager
-def deploy(state: Path, *arguments: str, **environment: str) -> Iterator[Deployment]:
-    """Start a server on a data folder and stop it as Ctrl-C does."""
+def free_port() -> int:
+    """One that nobody listens on."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+        port: int = one.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def deploy(state: Path, *arguments: str, port: int = 0, **environment: str) -> Iterator[Deployment]:
+    """Start a server on a data folder, at any port unless one is given, and stop it as Ctrl-C does."""
+    port = port or free_port()
     log = state / "serve.log"
     # What this process has imported has set some of Ray's variables; a user's shell has none of them.
     own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import psutil
 import pytest
 
 from autoad.database import Database
-from autoad.errors import ServerError, UnreachableError
 from autoad.models.registry import Registry
 from autoad.schema import SubmissionEntry, TrialRow
 from autoad.search.submissions import Submissions
@@ -51,13 +51,13 @@ class Site:
         """Ask the server, for as long as it does not answer yet."""
         deadline = time.monotonic() + DEADLINE
         while True:
-            try:
-                with self.server.connect(timeout=30) as client:
-                    return client.get(path) if method == "GET" else client.post(path, body or {})
-            except (ServerError, UnreachableError) as error:
-                if time.monotonic() > deadline or (isinstance(error, ServerError) and error.status < 500):
-                    raise
-                time.sleep(0.2)
+            with contextlib.suppress(httpx2.TransportError):
+                reply = httpx2.request(method, self.server.address + path, json=body, timeout=30)
+                assert reply.status_code < 400 or reply.status_code >= 500, reply.text
+                if reply.status_code < 400:
+                    return reply.json()
+            assert time.monotonic() < deadline, f"{path} was not answered"
+            time.sleep(0.2)
 
     def entry(self, search: str) -> SubmissionEntry:
         return self.submissions.entry("default", search)
@@ -77,10 +77,7 @@ class Site:
 
     def kill_all(self) -> None:
         """End every process of the server at once, and start another server."""
-        whole = [psutil.Process(self.server.process.pid), *self.server.children()]
-        for process in whole:
-            with contextlib.suppress(psutil.Error):
-                process.send_signal(signal.SIGKILL)
+        self.server.kill_all()
         self._stack.close()
         self.server = self._deploy()
 
