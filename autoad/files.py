@@ -14,8 +14,10 @@ import hashlib
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
@@ -24,7 +26,16 @@ import pyarrow.fs
 
 from autoad.errors import FileStoreError, UsageError
 
-__all__ = ["FileStore", "Source", "folder_named", "read_file", "use_source", "write_atomically", "write_durably"]
+__all__ = [
+    "FileStore",
+    "Source",
+    "folder_named",
+    "read_file",
+    "remove_leftovers",
+    "use_source",
+    "write_atomically",
+    "write_durably",
+]
 
 Buffer = bytes | memoryview
 Source = Callable[[str], bytes]
@@ -40,6 +51,8 @@ _AWS_REASONS = {
     "INVALID_CLIENT_TOKEN_ID": "the access key is not known",
 }
 _REMEDY = "check AUTOAD_FILES_URL and the AWS_* variables"
+
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}")  # as the temporary names below
 
 _source: Source | None = None
 
@@ -122,6 +135,28 @@ def write_durably(files: Mapping[Path, Buffer]) -> None:
                 path.unlink(missing_ok=True)
             raise
         _drain(pool.map(_sync_folder, folders))
+
+
+def remove_leftovers(root: Path, seconds: float = 3600.0) -> int:
+    """Remove what processes that were killed have left half written below a folder.
+
+    Args:
+        root: the folder; it need not exist.
+        seconds: what is younger may still be written.
+
+    Returns:
+        How many files there were.
+    """
+    removed, limit = 0, time.time() - seconds
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if _LEFTOVER.fullmatch(name):
+                path = Path(folder, name)
+                with suppress(OSError):  # somebody else has removed it
+                    if path.stat().st_mtime < limit:
+                        path.unlink()
+                        removed += 1
+    return removed
 
 
 def folder_named(name: str) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp
 
 from autoad.database import Database, Keys
 from autoad.errors import AutoADError, StateError
+from autoad.files import remove_leftovers
 from autoad.models.registry import Registry
 from autoad.serve.auth import Authenticator, internal_key, is_loopback
 from autoad.serve.control import Control
@@ -169,6 +171,7 @@ class ControlPlane:
         )
         self._exposition = Exposition()
         await self._control.tidy()
+        threading.Thread(target=remove_leftovers, args=[settings.data_dir / "files"], daemon=True).start()
         supervisor = Supervisor(
             database,
             settings,

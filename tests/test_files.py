@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from autoad.errors import FileStoreError, UsageError
-from autoad.files import FileStore, read_file, use_source, write_atomically, write_durably
+from autoad.files import FileStore, read_file, remove_leftovers, use_source, write_atomically, write_durably
 
 ABSENT = "0" * 64
 
@@ -195,3 +195,16 @@ def test_writing_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write_durably(dict.fromkeys(files, b"new"))
     assert {path.read_bytes() for path in files} == {b"new"}
     assert len(list(tmp_path.rglob("*"))) == 24
+
+
+def test_what_was_left_half_written_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    store = FileStore(str(tmp_path), "p")
+    kept = [store.local_path(store.write(data)) for data in (b"one", b"two")]
+    left = [tmp_path / "p/pictures/ab" / f".{64 * 'a'}.0123456{number}" for number in (7, 8)]
+    left[0].parent.mkdir()
+    for path in left:
+        path.write_bytes(b"half")
+    os.utime(left[0], (0, 0))
+    assert remove_leftovers(tmp_path) == 1
+    assert [path.exists() for path in (*left, *kept) if path is not None] == [False, True, True, True]
+    assert remove_leftovers(tmp_path / "nowhere") == 0
