@@ -123,6 +123,7 @@ class Follower:
         self._limits = {name: row.request[name] for name in ("seconds", "trials")}
         self._mark: tuple[Any, ...] | None = None
         self._best: float | None = None
+        self._counted = 0
 
     def poll(self) -> list[SearchEvent]:
         """What has happened since; the last of all is an event of the kind ``end``. Asks the database."""
@@ -156,14 +157,14 @@ class Follower:
         tables, told = self._submissions.tables, self._told.trials
         after = -1 if self._mark is None else told.below - 1
         ended = tables.ended_trials(self._search, entry.objective, after)
-        for number, value in ended:
-            if number in told:  # before this client came back
-                self._better(value)
-        new = [(number, value) for number, value in ended if number not in told]
-        rows = tables.trials(self._search, [number for number, _ in new])
-        for number, value in new:
+        for number, status, value in ended:
+            if self._mark is None and number in told:  # before this client came back
+                self._count(status, value)
+        new = [one for one in ended if one[0] not in told]
+        rows = tables.trials(self._search, [number for number, _, _ in new])
+        for number, status, value in new:
             told.add(number)
-            self._better(value)
+            self._count(status, value)
             row = public_row(rows[number])
             yield self._event("trial", self._describe(row, entry, value), self._then(entry), row)
 
@@ -193,7 +194,8 @@ class Follower:
             changes |= {"status": "running", "error": None, "finished": None}
         return entry.model_copy(update=changes | {"champion": None, "promotion": None})
 
-    def _better(self, value: float | None) -> None:
+    def _count(self, status: str, value: float | None) -> None:
+        self._counted += status != "stopped"  # which another trial is tried for
         if value is not None and (self._best is None or value > self._best):
             self._best = value
 
@@ -208,7 +210,7 @@ class Follower:
             limit = f" of {_span(self._limits['seconds'])}" if self._limits["seconds"] else ""
             parts.append(f"{_span(row.ended_after)}{limit}")
         if self._limits["trials"]:
-            parts.append(f"{len(self._told.trials)} of {_count(self._limits['trials'])}")
+            parts.append(f"{self._counted} of {_count(self._limits['trials'])}")
         return ", ".join(parts)
 
 

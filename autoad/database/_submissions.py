@@ -19,8 +19,8 @@ from autoad.schema import Objective, TrialRow
 
 __all__ = ["EndedTrial", "SubmissionTables"]
 
-EndedTrial = tuple[int, float | None]
-"""Number of a trial that has ended, and its objective if it is complete."""
+EndedTrial = tuple[int, str, float | None]
+"""Number and status of a trial that has ended, and its objective if it is complete."""
 
 _LOCK = 0x71756575  # any number that nobody else in the database is likely to lock
 
@@ -108,11 +108,11 @@ class SubmissionTables:
     def ended_trials(self, search: str, objective: Objective, after: int = -1) -> Sequence[EndedTrial]:
         """A search's trials of larger numbers than ``after`` that have ended, in the order in which they did."""
         value = case((Trial.status == "complete", Trial.row["validation", objective].as_float()))
-        query = select(Trial.number, value).where(
+        query = select(Trial.number, Trial.status, value).where(
             Trial.search_id == search, Trial.number > after, Trial.status != "running"
         )
         with self._database.sessions() as session:
-            return [(row[0], row[1]) for row in session.execute(query.order_by(Trial.finished, Trial.number))]
+            return [(row[0], row[1], row[2]) for row in session.execute(query.order_by(Trial.finished, Trial.number))]
 
     def trials(self, search: str, numbers: Collection[int]) -> Mapping[int, TrialRow]:
         """Rows of trials by their numbers."""

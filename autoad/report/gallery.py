@@ -20,6 +20,7 @@ from autoad.errors import AutoADError, UnreadableImageError
 from autoad.models import Calibration, Model, draw_heatmap
 from autoad.report.material import Material
 from autoad.search.final_scores import FinalScore
+from autoad.search.public import without_paths
 
 __all__ = ["Card", "Group", "gallery"]
 
@@ -80,7 +81,8 @@ def gallery(material: Material) -> tuple[list[Group], str | None]:
     try:
         model = Model.load(material.model)
     except AutoADError as error:
-        problem = f"The heatmaps are missing, for the model cannot be run here: {error}."
+        reason = without_paths(str(error)) if material.is_public else error
+        problem = f"The heatmaps are missing, for the model cannot be run here: {reason}."
     found = [score for score in tested if score.label != "good" and score.is_anomalous]
     missed = [score for score in tested if score.label != "good" and not score.is_anomalous]
     alarms = [score for score in tested if score.label == "good" and score.is_anomalous]

@@ -36,6 +36,7 @@ class Material:
         model: folder of the champion.
         manifest: of the champion's model.
         missing: a sentence for each of these that could not be read.
+        is_public: whether it is for readers who are not to see where anything lies on this machine.
     """
 
     result: SearchResult
@@ -46,6 +47,7 @@ class Material:
     model: Path | None
     manifest: Manifest | None
     missing: tuple[str, ...]
+    is_public: bool = False
 
     def for_others(self, dataset: str) -> Material:
         """The same without the paths of this machine; ``dataset`` is how the dataset is called then."""
@@ -54,6 +56,7 @@ class Material:
             result=public_result(self.result, dataset),
             request=self.request | ({"data": dataset} if self.request else {}),
             missing=tuple(without_paths(sentence) for sentence in self.missing),
+            is_public=True,
         )
 
     @property

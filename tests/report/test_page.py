@@ -257,3 +257,13 @@ def test_a_hundred_and_fifty_trials_stay_small_and_quick(made: Made, tmp_path: P
     file = write_report(result, tmp_path / "report.html")
     assert time.process_time() - began < 8
     assert file.stat().st_size < 6 * 2**20, "Plotly's script is 4.6 MiB of it"
+
+
+def test_a_report_for_others_does_not_say_where_anything_lies(made: Made, tmp_path: Path) -> None:
+    result = made(notes=[f"skipped {tmp_path}/pictures/x.png: too small"])
+    own = write_report(result, tmp_path / "own.html").read_text()
+    assert str(tmp_path) in own
+    page = write_report(result, tmp_path / "others.html", dataset="bottle/1").read_text()
+    assert str(tmp_path) not in page
+    assert "bottle/1" in page
+    assert "skipped x.png: too small" in page

@@ -171,11 +171,15 @@ def test_with_a_number_of_trials_they_are_counted(tmp_path: Path) -> None:
     plant.begin()
     plant.begin_search()
     plant.end_trial(3, ended_after=3725.0)
+    plant.end_trial(1, status="stopped", reason="its process was killed")
     plant.end_trial(0, status="pruned", ended_after=1.0)
-    assert told(plant.follow().poll())[1:] == [
+    events = plant.follow().poll()
+    assert told(events)[1:] == [
         "trial: trial 3 dfm: image_auroc 0.500 (best 0.500), 1 h 2 min, 1 of 4 trials",
+        "trial: trial 1 dfm: stopped (its process was killed) (best 0.500), 1 of 4 trials",
         "trial: trial 0 dfm: pruned (best 0.500), 1 s, 2 of 4 trials",
     ]
+    assert plant.follow(events[2].id).poll() == events[3:]
     plant.database.close()
 
 
