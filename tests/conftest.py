@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,6 +41,31 @@ def autoad(state: Path) -> Run:
             timeout=600,
             env=os.environ | {"AUTOAD_DATA_DIR": str(state), "COLUMNS": "200"} | environment,
         )
+
+    return run
+
+
+@pytest.fixture
+def autoad_here(state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The same in this process, where imports cost nothing any more: for what is refused before anything begins."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        from autoad.cli import main
+
+        for name, value in ({"AUTOAD_DATA_DIR": str(state), "COLUMNS": "200"} | environment).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["autoad", *map(str, arguments)])
+        before = signal.getsignal(signal.SIGTERM)
+        capsys.readouterr()
+        try:
+            main()
+            code: object = 0
+        except SystemExit as exit_:
+            code = exit_.code
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, int(str(code or 0)), said.out, said.err)
 
     return run
 

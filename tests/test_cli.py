@@ -118,12 +118,12 @@ def test_score_names_what_it_cannot_read_and_scores_the_rest(
     ],
 )
 def test_a_damaged_artifact_is_refused(
-    autoad: Run, searched: dict[str, Any], demo: Path, tmp_path: Path, damage: Any, message: str
+    autoad_here: Run, searched: dict[str, Any], demo: Path, tmp_path: Path, damage: Any, message: str
 ) -> None:
     copy = tmp_path / "model"
     shutil.copytree(searched["champion"]["model"], copy)
     damage(copy)
-    done = autoad("score", copy, sorted((demo / "test" / "good").iterdir())[0])
+    done = autoad_here("score", copy, sorted((demo / "test" / "good").iterdir())[0])
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -145,9 +145,9 @@ def test_a_damaged_artifact_is_refused(
     ],
 )
 def test_a_wrong_request_is_refused_before_anything_is_written(
-    autoad: Run, demo: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+    autoad_here: Run, demo: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    done = autoad("search", "--data", demo, *arguments, AUTOAD_DATA_DIR=str(tmp_path / "state"))
+    done = autoad_here("search", "--data", demo, *arguments, AUTOAD_DATA_DIR=str(tmp_path / "state"))
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -179,18 +179,18 @@ def test_a_backbone_that_cannot_be_is_refused_by_name(
     assert not (tmp_path / "state").exists()
 
 
-def test_an_objective_that_needs_a_map_refuses_algorithms_without(autoad: Run, demo: Path) -> None:
-    done = autoad("search", "--data", demo, "--objective", "aupro", "--algorithms", "dfkde,ganomaly")
+def test_an_objective_that_needs_a_map_refuses_algorithms_without(autoad_here: Run, demo: Path) -> None:
+    done = autoad_here("search", "--data", demo, "--objective", "aupro", "--algorithms", "dfkde,ganomaly")
     assert done.returncode == 2
     assert "needs a map" in done.stderr
 
 
-def test_a_missing_folder_and_a_read_only_state_are_named(autoad: Run, demo: Path, tmp_path: Path) -> None:
-    done = autoad("search", "--data", tmp_path / "absent")
+def test_a_missing_folder_and_a_read_only_state_are_named(autoad_here: Run, demo: Path, tmp_path: Path) -> None:
+    done = autoad_here("search", "--data", tmp_path / "absent")
     assert done.returncode == 2
     assert "absent" in done.stderr
     (tmp_path / "file").write_bytes(b"")
-    done = autoad("search", "--data", demo, "--trials", 1, AUTOAD_DATA_DIR=str(tmp_path / "file" / "below"))
+    done = autoad_here("search", "--data", demo, "--trials", 1, AUTOAD_DATA_DIR=str(tmp_path / "file" / "below"))
     assert done.returncode == 2
     assert "AUTOAD_DATA_DIR" in done.stderr
     assert "Traceback" not in done.stderr
