@@ -11,27 +11,21 @@ round submits pictures that the server has never seen, then the same folder agai
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
+import itertools
 import statistics
-import struct
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import numpy as np
 from _common import table
 from PIL import Image
 
+from autoad.client import Client
 from tests.serve.deployed import Deployment, deploy
-
-_PACK_BYTES = 4 * 2**20
 
 
 def main() -> None:
@@ -39,7 +33,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--senders", type=int, default=4)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         state = Path(scratch) / "state"
@@ -54,9 +47,9 @@ def _round(server: Deployment, scratch: Path, number: int, arguments: argparse.N
     folder = scratch / f"pictures-{number}"
     size = _write_pictures(folder, arguments.pictures, seed=number)
     name = f"bench-{number}"
-    with _Watch(server) as watch, httpx2.Client(base_url=server.address, timeout=120) as client:
-        first, sent = _submit(client, folder, name, arguments.senders)
-        again, nothing = _submit(client, folder, name, arguments.senders)
+    with _Watch(server) as watch, server.connect(timeout=120) as client:
+        first, sent = _submit(client, folder, name)
+        again, nothing = _submit(client, folder, name)
     assert (sent, nothing) == (arguments.pictures, 0)
     row = {
         "MB": size / 1e6,
@@ -91,59 +84,22 @@ def _write_pictures(folder: Path, count: int, seed: int) -> int:
     return size
 
 
-def _submit(client: httpx2.Client, folder: Path, name: str, senders: int) -> tuple[dict[str, float], int]:
+def _submit(client: Client, folder: Path, name: str) -> tuple[dict[str, float], int]:
     """Seconds of each stage, and how many pictures were sent."""
-    seconds: dict[str, float] = {}
+    began: dict[str, float] = {}
+    sent = 0
 
-    @contextmanager
-    def stage(kind: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        seconds[kind] = time.perf_counter() - started
+    def progress(done: int, total: int, text: str) -> None:
+        nonlocal sent
+        stage = text.partition(" ")[0]
+        began.setdefault(stage, time.perf_counter())
+        if stage == "sending":
+            sent = int(text.split()[1])
 
-    with stage("hash"):
-        paths = {}
-        files = []
-        for path in sorted(folder.iterdir()):
-            data = path.read_bytes()
-            sha256 = hashlib.sha256(data).hexdigest()
-            paths[sha256] = path
-            files.append({"path": path.name, "sha256": sha256, "size": len(data)})
-    with stage("ask"):
-        upload = _checked(client.post(f"/v1/datasets/{name}/uploads", json={"files": files}))
-    address = f"/v1/datasets/{name}/uploads/{upload['id']}"
-    with stage("send"), ThreadPoolExecutor(senders) as pool:
-        packs = list(_packs([paths[sha256] for sha256 in upload["missing"]]))
-        sent = sum(pool.map(lambda pack: _send(client, address, pack), packs))
-    with stage("commit"):
-        _checked(client.post(f"{address}/commit"))
-    return seconds, sent
-
-
-def _packs(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    pack: list[Path] = []
-    size = 0
-    for path in paths:
-        more = path.stat().st_size + 40
-        if pack and size + more > _PACK_BYTES:
-            yield pack
-            pack, size = [], 0
-        pack.append(path)
-        size += more
-    if pack:
-        yield pack
-
-
-def _send(client: httpx2.Client, address: str, pack: Sequence[Path]) -> int:
-    contents = [path.read_bytes() for path in pack]
-    frames = (hashlib.sha256(data).digest() + struct.pack(">Q", len(data)) + data for data in contents)
-    return int(_checked(client.post(f"{address}/files", content=b"".join(frames)))["files"])
-
-
-def _checked(reply: httpx2.Response) -> Any:
-    if reply.status_code >= 400:
-        raise RuntimeError(reply.text)
-    return reply.json()
+    client.submit_dataset(folder, name=name, progress=progress)
+    began["end"] = time.perf_counter()
+    stages = list(began)
+    return {stage: began[after] - began[stage] for stage, after in itertools.pairwise(stages)}, sent
 
 
 class _Watch:
