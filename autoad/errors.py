@@ -23,7 +23,7 @@
     |-- PromotionError              a model may not answer: it cannot be loaded, or scores otherwise than evaluated
     |-- QueueLimitError             too many searches wait already (HTTP 429)
     |-- ServerError                 the server failed
-    |   |-- RefusedError            it refused the request as it is (HTTP 4xx); the same request is refused again
+    |   |-- RefusedError            it refused the request as it is (HTTP 4xx)
     |   |   `-- NotFoundError       there is no such thing in the key's project (HTTP 404)
     |   `-- BusyError               it had no room or time, however often it was asked (HTTP 429, 503); try again later
     |-- UnreachableError            there is no server at that address (exit code 4)

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from types import EllipsisType
 
 import httpx2
 
@@ -23,12 +24,16 @@ from autoad.schema import PromoteRequest, PromotionResult, ReplicaEntry, RouteEn
 from autoad.serve.gate import Ruler, find_discrepancies
 from autoad.serve.replay import Replay, ReplayError
 
-__all__ = ["Control"]
+__all__ = ["Control", "NotReadyError"]
 
 _LOAD_SECONDS = 120.0
 _LIVE_SECONDS = 8.0
 _ASK_SECONDS = 60.0
 _LISTED = 20
+
+
+class NotReadyError(PromotionError):
+    """The replicas could not be asked now; nothing is known against the version."""
 
 
 class Control:
@@ -64,7 +69,14 @@ class Control:
         self._name = name
         self._locks: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def promote(self, project: str, actor: str, name: str, request: PromoteRequest) -> PromotionResult:
+    async def promote(
+        self,
+        project: str,
+        actor: str,
+        name: str,
+        request: PromoteRequest,
+        instead_of: int | EllipsisType | None = ...,
+    ) -> PromotionResult:
         """Load a version on every live replica, hold its answers against its record, and let it answer.
 
         Args:
@@ -72,6 +84,7 @@ class Control:
             actor: who asks.
             name: of the model.
             request: which version, why, and whether as canary or shadow.
+            instead_of: the only champion whose place a new one may take; by default any.
 
         Raises:
             UsageError: no such version, it answers already, or no replica is up.
@@ -89,7 +102,7 @@ class Control:
                     pictures, more = await self._check_parity(project, name, version, joined)
                     answered += more
                     replicas |= joined
-                route = await asyncio.to_thread(self._commit, project, actor, name, version, request)
+                route = await asyncio.to_thread(self._commit, project, actor, name, version, request, instead_of)
             except BaseException:
                 await asyncio.shield(asyncio.to_thread(self._registry.unstage, name, version, project=project))
                 raise
@@ -163,14 +176,24 @@ class Control:
             raise UsageError(f"{name!r} has no champion yet, so there is nothing to compare version {version} with")
         return version
 
-    def _commit(self, project: str, actor: str, name: str, version: int, request: PromoteRequest) -> RouteEntry:
+    def _commit(
+        self,
+        project: str,
+        actor: str,
+        name: str,
+        version: int,
+        request: PromoteRequest,
+        instead_of: int | EllipsisType | None,
+    ) -> RouteEntry:
         if request.canary is not None:
             return self._registry.set_canary(
                 name, version, request.canary, reason=request.reason, actor=actor, project=project
             )
         if request.shadow:
             return self._registry.set_shadow(name, version, reason=request.reason, actor=actor, project=project)
-        return self._registry.promote(name, version, reason=request.reason, actor=actor, project=project)
+        return self._registry.promote(
+            name, version, reason=request.reason, actor=actor, project=project, instead_of=instead_of
+        )
 
     async def _loaded_everywhere(self, version: str) -> set[str]:
         """Wait until each live replica has loaded a version; who they are."""
@@ -186,7 +209,7 @@ class Control:
             if time.monotonic() > deadline:
                 waiting = [replica.id for replica in replicas if version not in replica.loaded]
                 what = f"replicas {', '.join(waiting)} have" if waiting else "no replica is up that could have"
-                raise PromotionError(f"after {_LOAD_SECONDS:.0f} s {what} not loaded {version}; try again")
+                raise NotReadyError(f"after {_LOAD_SECONDS:.0f} s {what} not loaded {version}; try again")
             await asyncio.sleep(0.1)
 
     def _is_mine(self, replica: ReplicaEntry) -> bool:
@@ -210,7 +233,7 @@ class Control:
             try:
                 answers = await Replay(client, name, version, pictures, self._batch, self._most_bytes).run(replicas)
             except ReplayError as error:
-                raise PromotionError(str(error)) from error
+                raise NotReadyError(str(error)) from error
         if found := find_discrepancies(ruler, pictures, answers):
             raise PromotionError(
                 f"version {version} of {name!r} does not score here what was evaluated: {len(found)} of "

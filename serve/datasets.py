@@ -296,8 +296,12 @@ class _Workers:
 
     @staticmethod
     async def _run(pool: ThreadPoolExecutor, function: Callable[[], _R]) -> _R:
+        work = asyncio.get_running_loop().run_in_executor(pool, function)
         try:
-            return await asyncio.get_running_loop().run_in_executor(pool, function)
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])  # who asked has gone, but the body is held, and counts, until this has ended
+            raise
         except (FileStoreError, StorageFullError, OSError) as error:
             if isinstance(error, OSError) and not is_full(error):
                 raise

@@ -19,7 +19,7 @@ from types import TracebackType
 import sqlalchemy
 
 from autoad.database import Database, Submission, SubmissionTables, this_process
-from autoad.errors import AutoADError, FileStoreError, LeaseLostError, StateError, StorageFullError, is_full
+from autoad.errors import AutoADError, FileStoreError, LeaseLostError, StateError, StorageFullError, UsageError, is_full
 from autoad.serve.ending import Ending
 from autoad.settings import Settings, get_settings
 
@@ -151,6 +151,9 @@ def _carry_out(row: Submission, database: Database, settings: Settings, address:
         _say(f"stopped: {error}")
         return Ending("later", _plain(error))
     except AutoADError as error:
+        if outage := _outage(error, address):
+            _say(f"stopped: {error}")
+            return Ending("later", outage)
         _say(f"failed: {error}")
         return Ending("failed", _plain(error))
     except Exception as error:
@@ -158,6 +161,15 @@ def _carry_out(row: Submission, database: Database, settings: Settings, address:
         if is_full(error):
             return Ending("later", "the disk of the server is full")
         return Ending("failed", "the driver failed; its log says why")
+
+
+def _outage(error: AutoADError, address: str) -> str:
+    """What is out of reach where the request is blamed for it; empty where it is not that."""
+    if isinstance(error.__cause__, _OUTAGES):
+        return "the database is out of reach"
+    if address and type(error) is UsageError and isinstance(error.__cause__, OSError):
+        return "the Ray cluster does not answer"
+    return ""
 
 
 def record(

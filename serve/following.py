@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
@@ -132,7 +133,12 @@ class Follower:
             return []
         # In this order: what is true of an entry that has ended is in the rows that are read after it.
         entry = self._submissions.entry(self._project, self._search)
-        events = [*self._beginning(entry), *self._notes(entry), *self._trials(entry), *self._end(entry)]
+        before = copy.deepcopy(self._told), self._best, self._counted
+        try:
+            events = [*self._beginning(entry), *self._notes(entry), *self._trials(entry), *self._end(entry)]
+        except BaseException:  # none of them is told
+            self._told, self._best, self._counted = before
+            raise
         self._mark = mark
         return events
 

@@ -57,10 +57,10 @@ class Spawner:
             "AUTOAD_PROJECT": row.project,
         }
         # -P: not from the folder that it happens to be in.
-        driver = [sys.executable, "-P", "-m", "autoad.serve.driver", row.id, starter, self._address]
+        command = [sys.executable, "-P", "-m", "autoad.serve.driver", row.id, starter, self._address]
         try:
             shell = subprocess.run(  # noqa: S603 - nothing of it is a client's
-                ["/bin/sh", "-c", _SCRIPT, str(folder / LOG), *driver],
+                ["/bin/sh", "-c", _SCRIPT, str(folder / LOG), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 cwd=folder,
@@ -71,7 +71,10 @@ class Spawner:
             )
         except subprocess.SubprocessError as error:
             raise OSError(f"the driver of {row.id} could not be started ({error})") from error
-        return name_process(int(shell.stdout))
+        driver = name_process(int(shell.stdout))
+        if driver.endswith("/"):
+            raise OSError(f"the driver of {row.id} ended as soon as it was started; {folder / LOG} may say why")
+        return driver
 
 
 def driver_environment(own: Mapping[str, str], before: Mapping[str, str], *, cluster: bool) -> dict[str, str]:

@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import datetime
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import EllipsisType
 from typing import Protocol
 
 import sqlalchemy
@@ -22,6 +24,7 @@ from autoad.models.registry import Registry
 from autoad.schema import Champion, PromoteRequest, PromotionResult, PromotionVerdict
 from autoad.search.public import without_paths
 from autoad.search.recovery import recover_lost_searches
+from autoad.serve.control import NotReadyError
 from autoad.settings import Settings
 
 __all__ = ["ControlPort", "Spawn", "Supervisor"]
@@ -29,6 +32,7 @@ __all__ = ["ControlPort", "Spawn", "Supervisor"]
 _logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
 _RENEWAL_SECONDS = 5.0
+_PROMOTION_TRIES = 5
 _PATIENCE = (0.0, 5.0, 30.0, 120.0, 300.0)
 """Seconds before a driver is started again, by how many have died in a row without a trial having ended."""
 _CLAIM_SECONDS = 60.0
@@ -44,8 +48,15 @@ class ControlPort(Protocol):
     async def is_up(self) -> bool:
         """Whether there is a replica that could answer."""
 
-    async def promote(self, project: str, actor: str, name: str, request: PromoteRequest) -> PromotionResult:
-        """Let a version answer, after its checks."""
+    async def promote(
+        self,
+        project: str,
+        actor: str,
+        name: str,
+        request: PromoteRequest,
+        instead_of: int | EllipsisType | None = ...,
+    ) -> PromotionResult:
+        """Let a version answer, after its checks, and instead of that champion only."""
 
 
 class Supervisor:
@@ -81,6 +92,7 @@ class Supervisor:
         self._clock = clock
         self._tables = SubmissionTables(database)
         self._name = this_process()
+        self._tries: Counter[str] = Counter()  # at promotions that found replicas not ready
 
     async def run(self) -> None:
         """Do it all, until cancelled; promotions take long, and no start waits for them."""
@@ -134,6 +146,8 @@ class Supervisor:
             return
         ended = self._tables.count_ended(row.id)
         futile = 0 if ended > row.ended else row.futile
+        if row.owner is None and row.error:  # an outage that it could name: nothing is known against the search
+            futile = min(futile, len(_PATIENCE) - 1)
         if futile >= len(_PATIENCE):
             self._tidy(row)
             last = f"; the last said: {row.error}" if row.error else "; the server's log and theirs may say why"
@@ -188,9 +202,17 @@ class Supervisor:
                 return asked.model_copy(update={"state": "kept", "reason": reason})
             reason = f"search {row.name}: {asked.reason}"[:_LONGEST_REASON]
             request = PromoteRequest(version=version, reason=reason)
-            await self._control.promote(row.project, row.actor, name, request)
+            if row.request["promote_when"] == "better":  # than that one and no other
+                await self._control.promote(row.project, row.actor, name, request, serving)
+            else:
+                await self._control.promote(row.project, row.actor, name, request)
         except (RouteConflictError, StateError):
             return None
+        except NotReadyError as error:
+            self._tries[row.id] += 1
+            if self._tries[row.id] < _PROMOTION_TRIES:
+                return None
+            reason = error.message
         except PromotionError as error:
             reason = "; ".join([error.message, *error.details[:1]])
         except AutoADError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ from autoad.settings import DEFAULT_SERVER, get_settings
 __all__ = ["AsyncClient"]
 
 _PROMOTION_SECONDS = 300.0
+_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _PAGE = 100
 _PICTURE = {"Content-Type": "application/octet-stream"}
 _OF_THE_PICTURE = frozenset({"unreadable_picture", "picture_too_large", "request_too_large"})
@@ -253,6 +255,12 @@ class AsyncClient:
             patience=patience,
             promote_when=promote_when,
         )
+        if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
+            raise UsageError(
+                f"idempotency_key must be 1 to 200 ASCII characters without spaces but got {idempotency_key!r}"
+            )
+        if isinstance(algorithms, str):
+            raise UsageError(f"algorithms must be several names but got {algorithms!r}; write [{algorithms!r}]")
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         entry = await self._transport.post(SubmissionEntry, "/v1/searches", request, repeat="retries", headers=headers)
         return AsyncSearch(self, self._transport, entry)
@@ -274,7 +282,8 @@ class AsyncClient:
         self, model: str, picture: Picture, version: int | str | None = None, *, maps: MapChoice = False
     ) -> AsyncScore:
         """As :meth:`Client.score`."""
-        return await self._score(model, picture, "picture", version, map_format(maps), "retries")
+        encoded = await asyncio.to_thread(encode_picture, picture, "picture")
+        return await self._score(model, encoded, version, map_format(maps), "retries")
 
     @overload
     def score_many(
@@ -322,7 +331,13 @@ class AsyncClient:
             number, picture = turn
             name = str(picture) if isinstance(picture, str | os.PathLike) else f"picture {number}"
             try:
-                return await self._score(model, picture, name, version, wanted, "patience")
+                encoded = await asyncio.to_thread(encode_picture, picture, name)
+            except AutoADError as error:
+                if errors == "raise":
+                    raise
+                return FailedPicture(name, error)
+            try:
+                return await self._score(model, encoded, version, wanted, "patience")
             except AutoADError as error:
                 if errors == "raise" or not _is_of_the_picture(error):
                     raise
@@ -331,9 +346,9 @@ class AsyncClient:
         return in_order(numbered(pictures), one, concurrency)
 
     async def _score(
-        self, model: str, picture: Picture, name: str, version: int | str | None, maps: MapFormat, repeat: Repeat
+        self, model: str, encoded: tuple[Encoded, bytes], version: int | str | None, maps: MapFormat, repeat: Repeat
     ) -> AsyncScore:
-        source, data = await asyncio.to_thread(encode_picture, picture, name)
+        source, data = encoded
         model_name, wanted = model_version(model, version)
         # Made here, so that an attempt that is repeated goes to the same version.
         reply = await self._ask_score(model_name, data, wanted, maps, uuid.uuid4().hex, repeat)
@@ -402,7 +417,7 @@ class AsyncClient:
     async def delete(self, name: str, version: int, *, reason: str = "") -> None:
         """As :meth:`Client.delete`."""
         path = f"/v1/models/{segment(name)}/versions/{version}"
-        await self._transport.ask("DELETE", path, repeat="retries", params={"reason": reason or None})
+        await self._transport.ask("DELETE", path, repeat="never", params={"reason": reason or None})
 
     async def _end(self, name: str, role: str, reason: str) -> RouteEntry:
         path = f"/v1/models/{segment(name)}/{role}"

@@ -409,7 +409,7 @@ class Client:
         """Let the champion answer all requests.
 
         Raises:
-            RefusedError: there is no such model, or it has no canary.
+            RefusedError: there is no such model.
             ServerError: the server fails.
         """
         return self._portal.call(lambda: self._client.end_canary(name, reason=reason))
@@ -418,7 +418,7 @@ class Client:
         """Let the champion score alone.
 
         Raises:
-            RefusedError: there is no such model, or it has no shadow.
+            RefusedError: there is no such model.
             ServerError: the server fails.
         """
         return self._portal.call(lambda: self._client.end_shadow(name, reason=reason))

@@ -37,6 +37,7 @@ async def follow(transport: Transport, path: str) -> AsyncGenerator[SearchEvent,
         failure: AutoADError
         passes = True
         opened: float | None = None
+        ended = False
         try:
             headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
             async with transport.stream(path, headers, _SILENCE) as reply:
@@ -50,6 +51,7 @@ async def follow(transport: Transport, path: str) -> AsyncGenerator[SearchEvent,
                     yield event
                     if event.kind == "end":
                         return
+            ended = True
             failure = UnreachableError(
                 f"the server at {transport.server} ended the events of the search before the search ended"
             )
@@ -61,5 +63,7 @@ async def follow(transport: Transport, path: str) -> AsyncGenerator[SearchEvent,
             failure, passes = error, error.status != 500
         if opened is not None and time.monotonic() - opened > _STEADY:  # there may have been nothing to tell
             attempts.forget()
+            if ended:  # as every stream does after some time
+                continue
         if not await attempts.again(patient=passes):
             raise failure

@@ -29,6 +29,7 @@ class Portal:
 
     def __init__(self, closing: Callable[[], Awaitable[None]]) -> None:
         self._closing = closing
+        self._failure: Exception | None = None
         self._lock = threading.RLock()  # the garbage collector may close while it is held
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -114,9 +115,12 @@ class Portal:
                 ready = threading.Event()
                 # No thread that the interpreter waits for: who forgets to close may still end.
                 thread = threading.Thread(target=self._main, args=[ready], name="autoad client", daemon=True)
+                self._thread = thread
                 thread.start()
                 ready.wait()
-                self._thread = thread
+                if self._loop is None:
+                    self._thread = None
+                    raise UsageError(f"this client's event loop cannot be made ({self._failure}); close other clients")
             if self._thread is threading.current_thread():
                 raise UsageError("a callback must not use the client that calls it: the client waits for it")
             if self._loop is None:
@@ -124,8 +128,15 @@ class Portal:
             return self._loop
 
     def _main(self, ready: threading.Event) -> None:
-        with asyncio.Runner() as runner:
-            runner.run(self._serve(ready))
+        try:
+            with asyncio.Runner() as runner:
+                runner.run(self._serve(ready))
+        except Exception as error:  # no file descriptor is left, say
+            self._failure = error
+            if ready.is_set():
+                raise
+        finally:
+            ready.set()
 
     async def _serve(self, ready: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()

@@ -9,6 +9,8 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any, TypeVar, cast
 
+from autoad.errors import UsageError
+
 __all__ = ["from_thread", "in_order"]
 
 T = TypeVar("T")
@@ -89,8 +91,10 @@ async def from_thread(source: Iterable[T]) -> AsyncGenerator[T, None]:
             try:
                 iterator = iter(source) if iterator is None else iterator
                 item = next(iterator, _END)
-            except BaseException as error:
+            except Exception as error:
                 failure = error
+            except BaseException as error:  # which would end the loop, and the client with it
+                failure = UsageError(f"the pictures ended with {error!r}")
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(settle, future, item, failure)
 

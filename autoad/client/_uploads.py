@@ -83,6 +83,8 @@ async def send_archive(transport: Transport, file: Path, name: str, note: str, p
         try:
             with file.open("rb") as stream:
                 while chunk := await asyncio.to_thread(stream.read, _CHUNK):
+                    if done + len(chunk) > size:
+                        break
                     yield chunk
                     done += len(chunk)
                     progress(done, size, f"sending {file.name}")

@@ -17,7 +17,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 from autoad.data._paths import check_path
 from autoad.data._uploads import Limits
@@ -27,6 +27,8 @@ from autoad.errors import AutoADError, DatasetError, UsageError
 __all__ = ["Archive", "ArchivedFile", "UnknownArchiveError"]
 
 _PIECE = 2**20
+_MOST_HEADER = 2 * 2**20  # of one member, long names and lists of holes included
+_R = TypeVar("_R")
 _RATIO = 200
 _ALWAYS_ALLOWED = 2**28  # masks alone may be small without being a bomb
 _CENTRAL_BYTES = 160  # of a file's entry in the directory of a zip, on the average
@@ -149,9 +151,11 @@ class Archive:
 
     def _walk_tar(self, guard: _Guard) -> Iterator[tuple[str, Iterator[bytes]]]:
         stream = _Stream(self._tar_stream(), guard)
-        with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:") as archive:
-            while (member := archive.next()) is not None:
+        # It reads the first header as soon as it is made.
+        with stream.header(lambda: tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:")) as archive:
+            while (member := stream.header(archive.next)) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # or it would keep them all
+                cast("dict[str, str]", archive.pax_headers).clear()  # likewise
                 stream.member = member.name
                 plain = (member.isreg() and not member.issparse()) or member.isdir()
                 guard.admit(member.name, size=member.size, plain=plain)
@@ -241,8 +245,21 @@ class _Stream:
         self._file = file
         self._guard = guard
         self._position = 0
+        self._left: int | None = None
         self.member = ""
         self.last = b""
+
+    def header(self, read: Callable[[], _R]) -> _R:
+        """What reads a member's header, however many blocks that says it has; they are all kept in memory.
+
+        Raises:
+            DatasetError: too many.
+        """
+        self._left = _MOST_HEADER
+        try:
+            return read()
+        finally:
+            self._left = None
 
     def tell(self) -> int:
         return self._position
@@ -254,6 +271,10 @@ class _Stream:
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _PIECE:
             raise DatasetError(f"the archive has a header of {size} bytes after its member {self.member!r}")
+        if self._left is not None:
+            self._left -= size
+            if self._left < 0:
+                raise DatasetError(f"the archive has too large a header after its member {self.member!r}")
         self.last = self._file.read(size)
         self._count(len(self.last))
         self._position += len(self.last)

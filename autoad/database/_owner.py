@@ -31,7 +31,7 @@ def is_gone(owner: str, heartbeat: datetime.datetime | None) -> bool:
     """Whether the process ``owner`` no longer exists; on another machine, whether its heartbeat has stopped."""
     where, pid, start = owner.rsplit("/", 2)
     if where == _here():
-        return _start(int(pid)) != start
+        return not start or _start(int(pid)) != start  # it may have ended before its start could be read
     if heartbeat is None:
         return True
     if heartbeat.tzinfo is None:  # SQLite keeps no time zone

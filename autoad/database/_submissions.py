@@ -145,8 +145,8 @@ class SubmissionTables:
             return session.scalars(select(Submission).where(Submission.status == "running")).all()
 
     def count_ended(self, search: str) -> int:
-        """How many of a search's trials have ended."""
-        query = select(func.count()).where(Trial.search_id == search, Trial.status != "running")
+        """How many of a search's trials have ended by themselves; those of a dead process are closed as stopped."""
+        query = select(func.count()).where(Trial.search_id == search, Trial.status.not_in(("running", "stopped")))
         with self._database.sessions() as session:
             return session.scalar(query) or 0
 

@@ -13,6 +13,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 from autoad.database import Database, ModelTables, ModelVersion, RouteConflictError, aware
@@ -238,11 +239,29 @@ class Registry:
             lambda route: ({"staged": None if route.staged == version else route.staged}, None),
         )
 
-    def promote(self, name: str, version: int, *, reason: str, actor: str, project: str | None = None) -> RouteEntry:
+    def promote(
+        self,
+        name: str,
+        version: int,
+        *,
+        reason: str,
+        actor: str,
+        project: str | None = None,
+        instead_of: int | EllipsisType | None = ...,
+    ) -> RouteEntry:
         """Make a version the champion, and the champion the previous one. Only the alias moves; checks come before.
+
+        Args:
+            name: of the model.
+            version: its number.
+            reason: kept in the history.
+            actor: likewise.
+            project: whose model it is.
+            instead_of: the only champion whose place it may take, None for that of nobody; by default any.
 
         Raises:
             UsageError: there is no such version, it is the champion already, or another is being promoted.
+            RouteConflictError: another champion than ``instead_of`` serves.
         """
         project = project or self._default_project
         self._existing(project, name, version)
@@ -252,6 +271,8 @@ class Registry:
             _check_staged(route, version)
             if route.champion == version:
                 raise UsageError(f"version {version} of {name!r} is the champion already")
+            if instead_of is not ... and route.champion != instead_of:
+                raise RouteConflictError(f"version {route.champion} of {name!r} serves meanwhile, not {instead_of}")
             fields: dict[str, Any] = {"champion": version, "previous": route.champion, "staged": None}
             if route.canary == version:
                 fields |= {"canary": None, "canary_share": 0.0}

@@ -49,6 +49,31 @@ def test_many_threads_share_one_client(service: Service, address: str) -> None:
     assert service.most_scoring > 4
 
 
+def test_a_loop_that_cannot_be_made_is_said_and_tried_again(
+    service: Service, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OSError(24, "too many open files")
+
+    with Client(address) as client:
+        with monkeypatch.context() as context:
+            context.setattr("asyncio.Runner", refuse)
+            with pytest.raises(UsageError, match="too many open files"):
+                client.health()
+        assert client.health()
+
+
+def test_a_source_that_ends_the_program_does_not_end_the_client(service: Service, address: str) -> None:
+    def pictures() -> Iterator[bytes]:
+        yield b"1"
+        sys.exit("camera lost")
+
+    with Client(address) as client:
+        with pytest.raises(UsageError, match="camera lost"):
+            list(client.score_many("bottle", pictures()))
+        assert client.health()
+
+
 def test_closing_ends_what_other_threads_wait_for(service: Service, address: str) -> None:
     service.delay = lambda _: 10.0
     client = Client(address)

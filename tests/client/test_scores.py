@@ -297,7 +297,9 @@ def test_what_is_not_the_pictures_fault_ends_everything(client: Any, service: Se
     with pytest.raises(NotFoundError):
         list(client.score_many("botle", [b"1", b"2"], errors="return"))
     with pytest.raises(UsageError, match="uint8"):
-        list(client.score_many("bottle", [np.zeros((2, 2))], errors="return"))
+        list(client.score_many("bottle", [np.zeros((2, 2))]))
+    odd, _ = client.score_many("bottle", [np.zeros((2, 2)), b"1"], errors="return")
+    assert "uint8" in str(odd.error)
 
 
 def test_a_server_that_has_no_room_is_waited_for(service: Service, address: str, waits: list[float]) -> None:

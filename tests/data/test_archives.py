@@ -217,6 +217,16 @@ def test_a_bomb_in_a_header() -> None:
         assert psutil.Process().memory_info().rss - before < 20 * 10**6
 
 
+def test_a_bomb_of_many_headers() -> None:
+    """Headers of half a megabyte, one after the other, before a member comes."""
+    body = b"".join(b"%07d k%06d=v\n" % (18, number) for number in range(30_000))
+    header = tarfile.TarInfo("././@PaxHeader")
+    header.type, header.size = tarfile.XGLTYPE, len(body)
+    block = header.tobuf() + body + bytes(-len(body) % 512)
+    with pytest.raises(DatasetError, match="too large a header"):
+        surveyed(gzip.compress(6 * block + tarfile.TarInfo("a.png").tobuf() + bytes(10240)))
+
+
 @pytest.mark.parametrize("size", [-1, -512, -(2**40)])
 def test_sizes_below_nothing(size: int) -> None:
     for kind in (tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):

@@ -75,6 +75,7 @@ def test_a_process_is_gone_when_it_is_over_and_not_before() -> None:
     assert is_gone(dead_process(), utc_now())
     host, kernel, pid, start = this_process().split("/")
     assert is_gone(f"{host}/{kernel}/{pid}/{int(start) + 1}", utc_now()), "another process of the same number"
+    assert is_gone(f"{host}/{kernel}/{pid}/", utc_now()), "it had ended before its start could be read"
     assert not is_gone(f"{host}/other/{pid}/{int(start) + 1}", utc_now()), "a container of the same name: its heartbeat"
 
 

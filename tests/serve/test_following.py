@@ -139,6 +139,20 @@ def test_a_clock_that_is_set_back_loses_no_trial(plant: Plant, monkeypatch: pyte
         assert [event.trial.trial for event in one.poll() if event.trial] == [1]
 
 
+def test_an_outage_in_the_middle_of_a_look_loses_no_event(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant.begin()
+    plant.begin_search("a note")
+    plant.end_trial(0)
+    expected = [event.text for event in plant.follow().poll()]
+    follower = plant.follow()
+    with monkeypatch.context() as context:
+        context.setattr(follower, "_trials", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            follower.poll()
+    assert [event.text for event in follower.poll()] == expected
+    assert len(expected) >= 3
+
+
 def test_the_queue_moves(plant: Plant) -> None:
     with plant.database.transaction() as session:
         session.get_one(type(plant.submissions.row("default", "s")), plant.id).name = "first"
