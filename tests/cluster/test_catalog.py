@@ -58,7 +58,11 @@ print(json.dumps({"done": done, "listed": len(listed), "sorted": listed == sorte
 
 def test_two_processes_send_the_same_files_in_opposite_orders(testbed: Testbed) -> None:
     head = testbed.head
-    variables = {"AUTOAD_DATABASE_URL": testbed.database_url, "AUTOAD_PROJECT": "catalog"}
+    variables = {
+        "AUTOAD_DATABASE_URL": testbed.database_url,
+        "AUTOAD_PROJECT": "catalog",
+        "AUTOAD_DATA_DIR": "/tmp/sent",  # other tests look at what the node itself has got
+    }
     started = [head.start(sys.executable, "-c", _SUBMIT, who, **variables) for who in ("a", "b")]
     head.run("sh", "-c", "while [ $(ls /tmp/here-* 2>/dev/null | wc -l) -lt 2 ]; do sleep 0.05; done")
     head.run("touch", "/tmp/start")

@@ -192,8 +192,10 @@ class Control:
     async def is_up(self) -> bool:
         return True
 
-    async def promote(self, project: str, actor: str, name: str, request: PromoteRequest) -> Any:
-        self._registry.promote(name, request.version or 0, reason=request.reason, actor=actor, project=project)
+    async def promote(self, project: str, actor: str, name: str, request: PromoteRequest, instead_of: Any = ...) -> Any:
+        self._registry.promote(
+            name, request.version or 0, reason=request.reason, actor=actor, project=project, instead_of=instead_of
+        )
 
 
 class Server:
