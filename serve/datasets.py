@@ -18,15 +18,22 @@ from pydantic import BaseModel
 
 from autoad.data.catalog import Catalog, Limits, UnknownArchiveError
 from autoad.errors import FileStoreError, StateError, StorageFullError, is_full
-from autoad.schema import DatasetEntry, DatasetPage, DatasetVersions, PicturePage, ReceivedEntry, UploadEntry
+from autoad.schema import (
+    FRAME_HEADER,
+    PACK_BYTES,
+    DatasetEntry,
+    DatasetPage,
+    DatasetVersions,
+    PicturePage,
+    ReceivedEntry,
+    UploadEntry,
+)
 from autoad.schema import Scope as KeyScope
 from autoad.serve.auth import Identity
 from autoad.serve.faults import RequestTooLargeError, UnsupportedError, describe_errors
 from autoad.serve.options import ServeOptions
 from autoad.serve.pictures import BodyBudget, read_body
 from autoad.serve.submitting import (
-    FRAME_HEADER,
-    PACK_BYTES,
     UPLOAD_SCHEMA,
     Room,
     most_upload_bytes,
@@ -196,9 +203,9 @@ def datasets_router(
     async def receive(request: Request, name: _Name, upload: _Upload, identity: Identity = may_submit) -> Response:
         """Send files of an upload. All are kept, or none; to send them again does no harm."""
         with room.hold() as take:
-            body = await read_body(request, int(options.max_request_bytes) + FRAME_HEADER, take)
-            first = int.from_bytes(body[32:FRAME_HEADER], "big")
-            if len(body) > PACK_BYTES and len(body) != FRAME_HEADER + first:
+            body = await read_body(request, int(options.max_request_bytes) + FRAME_HEADER.size, take)
+            first = int.from_bytes(body[32 : FRAME_HEADER.size], "big")
+            if len(body) > PACK_BYTES and len(body) != FRAME_HEADER.size + first:
                 raise RequestTooLargeError(
                     f"a body of several files must have at most {PACK_BYTES} bytes but has {len(body)}"
                 )

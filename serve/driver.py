@@ -18,7 +18,7 @@ from types import TracebackType
 
 import sqlalchemy
 
-from autoad.database import Database, Submission, SubmissionTables, this_process
+from autoad.database import OUTAGES, Database, Submission, SubmissionTables, this_process
 from autoad.errors import AutoADError, FileStoreError, LeaseLostError, StateError, StorageFullError, UsageError, is_full
 from autoad.serve.ending import Ending
 from autoad.settings import Settings, get_settings
@@ -29,7 +29,6 @@ _NICENESS = 10  # scoring comes first
 _POLL_SECONDS, _RENEWAL_SECONDS = 1.0, 5.0
 _STOP_SECONDS = 120.0
 _RETRY_SECONDS = 1.0
-_OUTAGES = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, sqlalchemy.exc.InternalError)
 
 
 class Watch:
@@ -147,7 +146,7 @@ def _carry_out(row: Submission, database: Database, settings: Settings, address:
         return carry_out(row, database, settings, address=address, cancelled=lambda: watch.cancelled)
     except LeaseLostError as error:
         return Ending("later", str(error))
-    except (StateError, StorageFullError, FileStoreError, *_OUTAGES) as error:
+    except (StateError, StorageFullError, FileStoreError, *OUTAGES) as error:
         _say(f"stopped: {error}")
         return Ending("later", _plain(error))
     except AutoADError as error:
@@ -165,7 +164,7 @@ def _carry_out(row: Submission, database: Database, settings: Settings, address:
 
 def _outage(error: AutoADError, address: str) -> str:
     """What is out of reach where the request is blamed for it; empty where it is not that."""
-    if isinstance(error.__cause__, _OUTAGES):
+    if isinstance(error.__cause__, OUTAGES):
         return "the database is out of reach"
     if address and type(error) is UsageError and isinstance(error.__cause__, OSError):
         return "the Ray cluster does not answer"
@@ -200,7 +199,7 @@ def record(
                     promotion=ending.promotion,
                     report=ending.report,
                 )
-        except _OUTAGES:
+        except OUTAGES:
             if time.monotonic() - first > patience:
                 raise
             time.sleep(_RETRY_SECONDS)

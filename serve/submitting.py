@@ -15,15 +15,13 @@ from starlette.requests import ClientDisconnect
 
 from autoad.data.catalog import Catalog
 from autoad.errors import UsageError
-from autoad.schema import UploadRequest
+from autoad.schema import FRAME_HEADER, UploadRequest
 from autoad.serve.batching import QueueFullError
 from autoad.serve.faults import RequestTooLargeError, UnsupportedError
 from autoad.serve.options import ServeOptions
 from autoad.serve.pictures import BodyBudget, read_body, read_form
 
 __all__ = [
-    "FRAME_HEADER",
-    "PACK_BYTES",
     "UPLOAD_SCHEMA",
     "Room",
     "most_upload_bytes",
@@ -32,10 +30,6 @@ __all__ = [
     "spool",
 ]
 
-PACK_BYTES = 16 * 2**20
-"""Most bytes of a body of several files."""
-FRAME_HEADER = 40
-"""Bytes before each file: its sha256, and how many follow."""
 _ARCHIVES = 4  # at once, of which one is unpacked while the others arrive or wait on the disk
 _FILE_BYTES = 400  # of a file in an upload's JSON, with its row of a table, on the average
 _COMMAS = 16  # likewise; lists of nothing take ten times the bytes of their JSON
@@ -54,7 +48,7 @@ class Room:
     def __init__(self, bodies: BodyBudget, options: ServeOptions) -> None:
         self._all = bodies
         self._mine = BodyBudget(
-            max(int(options.max_held_bytes) // _SHARE, int(options.max_request_bytes) + FRAME_HEADER)
+            max(int(options.max_held_bytes) // _SHARE, int(options.max_request_bytes) + FRAME_HEADER.size)
         )
         self._archives = 0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import struct
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,13 @@ from autoad.client._local import LocalDataset, LocalFile, hash_files, list_datas
 from autoad.client._records import make_record, segment
 from autoad.client._transport import Transport
 from autoad.errors import DatasetError, ServerError
-from autoad.schema import DatasetEntry, FileEntry, ReceivedEntry, UploadEntry, UploadRequest
+from autoad.schema import FRAME_HEADER, PACK_BYTES, DatasetEntry, FileEntry, ReceivedEntry, UploadEntry, UploadRequest
 
 __all__ = ["Progress", "send_archive", "send_dataset"]
 
 Progress = Callable[[int, int, str], None]
 """Told of bytes done, bytes in all, and what is being done; in each step from 0 to all."""
 
-_PACK = 16 * 2**20
-_HEADER = struct.Struct(">32sQ")
 _CHUNK = 2**20
 _HASHED_AT_ONCE = 64
 _ROUNDS = 3
@@ -205,8 +202,8 @@ class _Sender:
         size = 0
         for sha256 in missing:
             one = self._sources[sha256]
-            needed = _HEADER.size + one[1].size
-            if pack and size + needed > _PACK:
+            needed = FRAME_HEADER.size + one[1].size
+            if pack and size + needed > PACK_BYTES:
                 yield pack
                 pack, size = [], 0
             pack.append(one)
@@ -217,11 +214,11 @@ class _Sender:
 
 def _pack(files: Sequence[tuple[LocalFile, FileEntry]]) -> memoryview:
     """The frames of files: sha256, length, bytes; read straight into their places."""
-    body = memoryview(bytearray(sum(_HEADER.size + entry.size for _, entry in files)))
+    body = memoryview(bytearray(sum(FRAME_HEADER.size + entry.size for _, entry in files)))
     place = 0
     for file, entry in files:
-        start = place + _HEADER.size
-        _HEADER.pack_into(body, place, bytes.fromhex(entry.sha256), entry.size)
+        start = place + FRAME_HEADER.size
+        FRAME_HEADER.pack_into(body, place, bytes.fromhex(entry.sha256), entry.size)
         place = start + entry.size
         try:
             with file.source.open("rb") as stream:

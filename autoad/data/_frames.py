@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 
 from autoad.errors import UsageError
+from autoad.schema import FRAME_HEADER
 
-__all__ = ["FRAME_HEADER", "read_frames"]
-
-FRAME_HEADER = struct.Struct(">32sQ")
-"""Before the bytes of each file: their sha256, and how many they are."""
+__all__ = ["read_frames"]
 
 
 def read_frames(body: memoryview) -> Iterator[tuple[str, memoryview]]:

@@ -21,6 +21,7 @@ from autoad.data.dataset import Dataset, hash_pictures
 from autoad.database import Database, DatasetTables, DatasetVersion, aware
 from autoad.errors import UnknownNameError
 from autoad.schema import (
+    PACK_BYTES,
     DatasetEntry,
     DatasetPage,
     DatasetPicture,
@@ -35,8 +36,6 @@ from autoad.schema import (
 from autoad.settings import Settings, get_settings
 
 __all__ = ["Catalog", "Limits", "UnknownArchiveError"]
-
-_PACK_BYTES = 16 * 2**20
 
 
 class Catalog:
@@ -193,7 +192,7 @@ class Catalog:
         upload = self._uploads.begin(project, name, UploadRequest(files=files, note=note))
         wanted, pack, size = set(upload.missing), dict[str, bytes](), 0
         for sha256, data in archive.read(wanted):
-            if size + len(data) > _PACK_BYTES:
+            if size + len(data) > PACK_BYTES:
                 self._files.add(project, pack)
                 pack, size = {}, 0
             pack[sha256] = data

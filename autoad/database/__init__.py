@@ -14,11 +14,12 @@ from autoad.database._listing import describe_search, is_lost, list_searches, se
 from autoad.database._models import ModelTables, RouteConflictError
 from autoad.database._owner import LEASE_SECONDS, is_gone, name_process, this_process
 from autoad.database._records import DatasetVersion, ModelVersion, Search, Submission, Trial, aware
-from autoad.database._session import Database
+from autoad.database._session import OUTAGES, Database
 from autoad.database._submissions import SubmissionTables
 
 __all__ = [
     "LEASE_SECONDS",
+    "OUTAGES",
     "PREFIX",
     "SCOPES",
     "Database",

@@ -24,7 +24,10 @@ from autoad.errors import ConflictError, LeaseLostError, UsageError
 from autoad.schema import Objective, TrialRow
 from autoad.settings import Settings, get_settings
 
-__all__ = ["Database"]
+__all__ = ["OUTAGES", "Database"]
+
+OUTAGES = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, sqlalchemy.exc.InternalError)
+"""What a database that is out of reach, full or locked raises."""
 
 
 _MIGRATION_LOCK = 0x6175746F  # any number that nobody else in the database is likely to lock

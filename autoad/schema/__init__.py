@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from autoad.schema.datasets import (
+    FRAME_HEADER,
+    PACK_BYTES,
     DatasetEntry,
     DatasetPage,
     DatasetPicture,
@@ -66,7 +68,9 @@ from autoad.schema.submissions import (
 )
 
 __all__ = [
+    "FRAME_HEADER",
     "METRIC_NAMES",
+    "PACK_BYTES",
     "Champion",
     "DatasetEntry",
     "DatasetPage",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import struct
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -10,6 +11,8 @@ from pydantic import Field
 from autoad.schema._record import NAME, TEXT, Record
 
 __all__ = [
+    "FRAME_HEADER",
+    "PACK_BYTES",
     "DatasetEntry",
     "DatasetPage",
     "DatasetPicture",
@@ -26,6 +29,10 @@ __all__ = [
 ]
 
 DatasetSplit = Literal["", "train", "validation", "test"]
+FRAME_HEADER = struct.Struct(">32sQ")
+"""Before the bytes of each file in a packed body: their sha256, and how many they are."""
+PACK_BYTES = 16 * 2**20
+"""Most bytes of a packed body of several files."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Path = Annotated[str, Field(min_length=1, max_length=1024, pattern=TEXT)]
 

@@ -99,7 +99,7 @@ class SubmissionEntry(Record):
         trials: how many have ended.
         best: largest objective of a complete trial.
         seconds: of the search's own time so far.
-        error: why it failed, for people.
+        error: why it failed, or what it waits for while it runs (an outage), for people.
         restarts: how often its driver had to be started again.
         champion: what it chose, once it has.
         promotion: what came of ``promote_when``; None where nobody asked, or not yet.

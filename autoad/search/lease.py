@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy
 
-from autoad.database import Database, this_process
+from autoad.database import OUTAGES, Database, this_process
 from autoad.errors import LeaseLostError, StateError
 from autoad.schema import TrialRow
 
@@ -18,7 +18,6 @@ __all__ = ["Lease"]
 
 _RENEWAL_SECONDS = 5.0
 _RETRY_SECONDS = 0.5
-_OUTAGES = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, sqlalchemy.exc.InternalError)
 """A database that is locked, full, out of reach or, after a fail-over, read-only."""
 
 
@@ -84,7 +83,7 @@ class Lease:
             self.check()
             try:
                 commit()
-            except _OUTAGES as error:
+            except OUTAGES as error:
                 if time.monotonic() - first > self._patience:
                     self._patience = 0.0  # what is still to be written will not wait as long again
                     raise StateError(f"the metadata database cannot be written ({str(error.orig).strip()})") from error

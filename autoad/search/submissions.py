@@ -220,7 +220,7 @@ def _entry(
         trials=trials,
         best=best,
         seconds=0.0 if search is None else round(seconds_so_far(search), 1),
-        error=row.error if row.status == "failed" else None,
+        error=row.error,
         restarts=row.restarts,
         champion=None if chosen is None else public_champion(Champion.model_validate(chosen)),
         promotion=None if row.promotion is None else PromotionVerdict.model_validate(row.promotion),

@@ -89,7 +89,7 @@ def test_files_that_the_server_loses_are_sent_again_and_not_for_ever(
 def test_packs_are_bounded_and_only_a_large_file_is_alone_in_more(
     client: Any, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_uploads, "_PACK", 1000)
+    monkeypatch.setattr(_uploads, "PACK_BYTES", 1000)
     monkeypatch.setattr(_uploads, "_CHUNK", 256)
     for number in range(20):
         (tmp_path / f"{number:02}.png").write_bytes(bytes([number]) * 200)

@@ -37,7 +37,7 @@ def test_score_many_survives_and_loses_nothing(service: Service, wire: Wire) -> 
 
 
 def test_an_upload_survives(service: Service, wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_uploads, "_PACK", 200_000)
+    monkeypatch.setattr(_uploads, "PACK_BYTES", 200_000)
     for number in range(60):
         (tmp_path / f"{number:03}.png").write_bytes(bytes([number]) * 100_000)
     cut = threading.Thread(target=wire.cut, args=[CUT])

@@ -260,7 +260,7 @@ def test_what_is_released_goes_on(submissions: Submissions) -> None:
     row = begin(submissions)
     submissions.tables.release(row.id, STARTER, "the disk is full")
     entry = submissions.entry("default", "s")
-    assert (entry.status, entry.error) == ("running", None)
+    assert (entry.status, entry.error) == ("running", "the disk is full"), "what it waits for"
 
 
 def _take(folder: Path, answers: Any) -> None:

@@ -134,7 +134,7 @@ def submit_while(
     server: str, folder: Path, name: str, happens: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Any, float]:
     """Submit a folder in many packs; something happens when a third has arrived."""
-    monkeypatch.setattr(_uploads, "_PACK", 64 * 1024)
+    monkeypatch.setattr(_uploads, "PACK_BYTES", 64 * 1024)
     third = threading.Event()
 
     def progress(done: int, total: int, text: str) -> None:
