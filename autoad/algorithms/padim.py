@@ -275,7 +275,7 @@ class PaDiM(Detector):
         for (stage, channels), group in zip(fitted(self._channels, self.name).items(), groups, strict=True):
             values = _values(picture, stage, group.cells, channels)[0].to(device, torch.float32) - self._means[stage]
             joined = torch.cat([joined[group.parents], values], dim=1)
-            # A row turned round and not a column: by its strides MKL takes it for a vector, which is five times as fast.
+            # A row turned round, not a column: by its strides MKL takes it for a vector, which is five times as fast.
             white = torch.bmm(self._whiteners[stage], joined[:, None].mT)[:, :, 0]
             squares = squares[group.parents] + white.square().sum(1)
         return squares.sqrt_()[groups[-1].places]
