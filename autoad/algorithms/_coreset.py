@@ -17,7 +17,10 @@ import dataclasses
 import torch
 from torch import Tensor
 
-__all__ = ["greedy_coreset"]
+__all__ = ["COMPARED_CHANNELS", "greedy_coreset", "principal_axes"]
+
+COMPARED_CHANNELS = 256
+"""Up to this many points are compared by their exact distances; more are projected to this many."""
 
 _PICKS = 64
 """Points chosen at most from one set of candidates."""
@@ -61,6 +64,14 @@ class _Chosen:
                 block = torch.addmm(self.norms[j:k], points[rows], self.points[j:k].T, alpha=-2)
                 torch.minimum(nearest[rows], block.amin(1), out=nearest[rows])
         return nearest.add_(norms).clamp_(min=0)
+
+
+def principal_axes(sample: Tensor) -> Tensor | None:
+    """``[D, 256]`` leading axes of a centred sample ``[n, D]``, or None where points need no projection."""
+    if sample.shape[1] <= COMPARED_CHANNELS:
+        return None
+    axes: Tensor = torch.linalg.eigh(sample.T @ sample).eigenvectors
+    return axes[:, -COMPARED_CHANNELS:].contiguous()
 
 
 def greedy_coreset(points: Tensor, norms: Tensor, size: int, first: int) -> Tensor:

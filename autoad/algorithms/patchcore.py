@@ -12,22 +12,19 @@ from torch.nn import functional
 
 from autoad.algorithms._bank import Bank, bank_bytes
 from autoad.algorithms._base import Detector, Effect, Footprint, Inputs, Needs, Prediction, Progress, Shapes
-from autoad.algorithms._coreset import greedy_coreset
+from autoad.algorithms._coreset import COMPARED_CHANNELS, greedy_coreset, principal_axes
 from autoad.algorithms._maps import enlarge, smooth_prediction
 from autoad.algorithms._memory import SCRATCH, feature_bytes, finishing_bytes
 from autoad.algorithms._values import BUNDLED_BACKBONE, check_memory, check_stages, feature_map, fitted, require
 from autoad.errors import UsageError
 
-__all__ = ["PatchCore", "PatchCoreConfig"]
+__all__ = ["PatchCore", "PatchCoreConfig", "embed"]
 
 _PICTURES = 8
 """Pictures embedded at a time."""
 
 _SAMPLE = 16
 """Pictures from which the origin and the projection are taken."""
-
-_COMPARED_CHANNELS = 256
-"""Up to this many the coreset is chosen by exact distances; more are projected to this many."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +124,7 @@ class PatchCore(Detector):
         total = len(train) * grid
         self._total = total
         size = _bank_size(self.config, total)
-        width = min(channels, _COMPARED_CHANNELS)
+        width = min(channels, COMPARED_CHANNELS)
         check_memory(
             4 * (size * channels + total * width),
             self.runtime.memory,
@@ -135,12 +132,9 @@ class PatchCore(Detector):
             "lower image_size or coreset_sampling_ratio, or use a deeper first stage",
         )
         every = torch.linspace(0, len(train) - 1, min(_SAMPLE, len(train))).long()
-        sample = self._embed(train[every]).flatten(0, 1)
+        sample = embed(train[every], self.config, self.runtime.device).flatten(0, 1)
         self._origin = sample.mean(0)
-        axes = None
-        if channels > width:
-            sample -= self._origin
-            axes = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -width:].contiguous()
+        axes = principal_axes(sample.sub_(self._origin))
         points = sample.new_empty(total, width)
         norms = sample.new_empty(total)
         for i, patches in self._chunks(train):
@@ -180,7 +174,7 @@ class PatchCore(Detector):
         neighbors = max(config.num_neighbors for config in configs)
         found: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {size: [] for size in sizes}
         for part in batch.batches(_PICTURES):
-            for patches in self._embed(part).sub_(self._origin):
+            for patches in embed(part, self.config, self.runtime.device).sub_(self._origin):
                 for size, distance, nearest in bank.nearest(patches, sizes):
                     top = int(distance.argmax())
                     crowd = bank.entries[bank.around(int(nearest[top]), size, neighbors)]
@@ -212,7 +206,7 @@ class PatchCore(Detector):
         height, width, _ = shapes[self.config.stages[0]]
         channels = sum(shapes[stage][2] for stage in self.config.stages)
         total = train * height * width
-        compared = min(channels, _COMPARED_CHANNELS)
+        compared = min(channels, COMPARED_CHANNELS)
         size = _bank_size(self.config, total)
         # Of a picture: its features, averaged, enlarged, and joined.
         embedding = 2 * feature_bytes(shapes) + 2 * 4 * height * width * channels
@@ -260,21 +254,22 @@ class PatchCore(Detector):
     def _chunks(self, train: Inputs) -> Iterator[tuple[int, Tensor]]:
         """First picture's number and patches, relative to the origin, of a few pictures at a time."""
         for i in range(0, len(train), _PICTURES):
-            yield i, self._embed(train[i : i + _PICTURES]).sub_(self._origin).flatten(0, 1)
+            yield i, embed(train[i : i + _PICTURES], self.config, self.runtime.device).sub_(self._origin).flatten(0, 1)
 
-    def _embed(self, batch: Inputs) -> Tensor:
-        """Locally aware patch features ``[N, h * w, C]``."""
-        window = self.config.patch_size
-        pooled: list[Tensor] = []
-        for stage in self.config.stages:
-            maps = feature_map(batch, stage, self.runtime.device)
-            # Zeros beyond the border, as in the authors' code, damp the border's patches. Averaging only what is there
-            # sets them free to raise false alarms: on circuit boards it took the image AUROC from .90 to .62.
-            maps = functional.avg_pool2d(maps, window, 1, window // 2)
-            if pooled:
-                maps = functional.interpolate(maps, size=pooled[0].shape[-2:], mode="bilinear", align_corners=False)
-            pooled.append(maps)
-        return torch.cat([maps.permute(0, 2, 3, 1) for maps in pooled], dim=-1).flatten(1, 2)
+
+def embed(batch: Inputs, config: PatchCoreConfig, device: str = "cpu") -> Tensor:
+    """Locally aware patch features ``[N, h * w, C]``."""
+    window = config.patch_size
+    pooled: list[Tensor] = []
+    for stage in config.stages:
+        maps = feature_map(batch, stage, device)
+        # Zeros beyond the border, as in the authors' code, damp the border's patches. Averaging only what is there
+        # sets them free to raise false alarms: on circuit boards it took the image AUROC from .90 to .62.
+        maps = functional.avg_pool2d(maps, window, 1, window // 2)
+        if pooled:
+            maps = functional.interpolate(maps, size=pooled[0].shape[-2:], mode="bilinear", align_corners=False)
+        pooled.append(maps)
+    return torch.cat([maps.permute(0, 2, 3, 1) for maps in pooled], dim=-1).flatten(1, 2)
 
 
 def _bank_size(config: PatchCoreConfig, total: int) -> int:
