@@ -230,7 +230,7 @@ def _largest_disagreement(rows: Sequence[Row]) -> float:
         (
             abs(row["metrics"][name] - value)
             for row in _of(rows, "judge")
-            if "metrics" in row
+            if "by anomalib" in row
             for name, value in row["by anomalib"].items()
         ),
         default=math.nan,
