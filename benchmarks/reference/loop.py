@@ -67,8 +67,10 @@ class Worker:
 
     def __exit__(self, *exc: object) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
     def ask(self, call: str, **arguments: Any) -> Any:
         """What ``call`` gives there.
