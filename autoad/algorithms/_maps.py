@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -27,23 +28,23 @@ def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
         return maps
     height, width = maps.shape[-2:]
     mirror = min(height, width) > int(4 * sigma + 0.5)
-    rows, columns = (_smoothing(size, sigma, mirror, maps) for size in (height, width))
+    rows, columns = (_smoothing(size, sigma, mirror, maps.dtype, maps.device) for size in (height, width))
     return rows @ maps @ columns.T
 
 
-def _smoothing(size: int, sigma: float, mirror: bool, like: Tensor) -> Tensor:
+def _smoothing(size: int, sigma: float, mirror: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``[size, size]`` matrix whose row ``i`` holds what the values around ``i`` contribute to its blurred value."""
     radius = int(4 * sigma + 0.5)
-    offsets = torch.arange(-radius, radius + 1, device=like.device)
-    kernel = torch.exp(-0.5 * (offsets.to(like.dtype) / sigma) ** 2)
+    offsets = torch.arange(-radius, radius + 1, device=device)
+    kernel = torch.exp(-0.5 * (offsets.to(dtype) / sigma) ** 2)
     kernel = kernel / kernel.sum()
-    source = torch.arange(size, device=like.device)[:, None] + offsets
+    source = torch.arange(size, device=device)[:, None] + offsets
     if mirror:
         source = source.abs()
         source = torch.where(source > size - 1, 2 * (size - 1) - source, source)
     else:
         source = source.clamp(0, size - 1)
-    matrix = torch.zeros(size, size, dtype=like.dtype, device=like.device)
+    matrix = torch.zeros(size, size, dtype=dtype, device=device)
     return matrix.scatter_add_(1, source, kernel.expand(size, -1).contiguous())
 
 
@@ -59,15 +60,25 @@ def enlarge(maps: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
     than one after the other.
     """
     mirror = min(size) > int(4 * sigma + 0.5)
-    rows, columns = (_enlarging(*sides, sigma, mirror, maps) for sides in zip(maps.shape[-2:], size, strict=True))
+    rows, columns = (
+        _enlarging(*sides, sigma, mirror, maps.dtype, maps.device) for sides in zip(maps.shape[-2:], size, strict=True)
+    )
     return rows @ maps @ columns.T
 
 
-def _enlarging(source: int, target: int, sigma: float, mirror: bool, like: Tensor) -> Tensor:
-    """``[target, source]`` matrix that resizes a line of values and smooths it."""
-    each = torch.eye(source, dtype=like.dtype, device=like.device)
-    matrix = functional.interpolate(each[:, None], size=target, mode="linear", align_corners=False)[:, 0].T
-    return matrix if sigma <= 0 else _smoothing(target, sigma, mirror, like) @ matrix
+@functools.lru_cache(maxsize=32)
+def _enlarging(
+    source: int, target: int, sigma: float, mirror: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """``[target, source]`` matrix that resizes a line of values and smooths it.
+
+    Kept, for one picture's map is enlarged sooner than the matrix is made.
+    """
+    # Made in inference mode it could not be used outside of it.
+    with torch.inference_mode(False):
+        each = torch.eye(source, dtype=dtype, device=device)
+        matrix = functional.interpolate(each[:, None], size=target, mode="linear", align_corners=False)[:, 0].T
+        return matrix if sigma <= 0 else _smoothing(target, sigma, mirror, dtype, device) @ matrix
 
 
 def smooth_prediction(count: int, render: Callable[[slice], Tensor], *, maps: bool) -> Prediction:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from autoad.algorithms._bank import Bank, bank_bytes
 from autoad.algorithms._base import Detector, Effect, Footprint, Inputs, Needs, Prediction, Progress, Shapes
 from autoad.algorithms._coreset import greedy_coreset
 from autoad.algorithms._maps import enlarge, smooth_prediction
@@ -27,12 +28,6 @@ _SAMPLE = 16
 
 _COMPARED_CHANNELS = 256
 """Up to this many the coreset is chosen by exact distances; more are projected to this many."""
-
-_BLOCK = (1024, 2048)
-"""Patches and bank entries compared at a time, so that their similarities stay in cache."""
-
-_CANDIDATES = 32
-"""Bank entries, or twice as many as are wanted if that is more, among which an entry's neighbours are found exactly."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +107,8 @@ class PatchCore(Detector):
     reducible = ("coreset_sampling_ratio",)
 
     _total: int | None = None
-    _bank: Tensor | None = None
+    _bank: Bank | None = None
     _origin: Tensor
-    _lookup: Tensor
 
     @property
     def needs(self) -> Needs:
@@ -160,7 +154,7 @@ class PatchCore(Detector):
         for i, patches in self._chunks(train):
             here = (picks - i * grid).ge(0) & (picks - i * grid).lt(len(patches))
             bank[here] = patches[picks[here] - i * grid]
-        self._take(bank)
+        self._bank = self._prepare(bank)
         yield Progress(1, 1)
 
     def reconfigured(self, **changes: Any) -> Self:
@@ -171,7 +165,7 @@ class PatchCore(Detector):
         """
         other = super().reconfigured(**changes)
         if self._bank is not None:
-            other._use(self._lookup[: self._rows(other.config)])
+            other._bank = self._bank.first(self._rows(other.config))
         return other
 
     @torch.no_grad()
@@ -180,16 +174,17 @@ class PatchCore(Detector):
 
         Pictures are taken one after the other: nothing depends on the batch.
         """
-        fitted(self._bank, self.name)
+        bank = fitted(self._bank, self.name)
         grid = batch.features[self.config.stages[0]].shape[-2:]
         sizes = sorted({self._rows(config) for config in configs})
         neighbors = max(config.num_neighbors for config in configs)
         found: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {size: [] for size in sizes}
         for part in batch.batches(_PICTURES):
             for patches in self._embed(part).sub_(self._origin):
-                for size, distance, nearest in self._nearest(patches, sizes):
+                for size, distance, nearest in bank.nearest(patches, sizes):
                     top = int(distance.argmax())
-                    around = self._around(patches[top], nearest[top], size, neighbors)
+                    crowd = bank.entries[bank.around(int(nearest[top]), size, neighbors)]
+                    around = torch.linalg.vector_norm(crowd - patches[top], dim=1)
                     found[size].append((distance.view(grid), distance[top], around))
         measured = {}
         for size, rows in found.items():
@@ -223,8 +218,7 @@ class PatchCore(Detector):
         embedding = 2 * feature_bytes(shapes) + 2 * 4 * height * width * channels
         # The farthest points are copied to be compared; a few columns of numbers go with each point.
         choosing = 4 * (total * compared * 3 // 2 + size * compared) + 24 * total
-        bank = 4 * size * (channels + 1)
-        blocks = 4 * min(height * width, _BLOCK[0]) * min(size, _BLOCK[1])
+        bank, blocks = bank_bytes(size, channels, height * width, bfloat16=self._bfloat16)
         return Footprint(
             fit=SCRATCH + max(choosing, 2 * bank) + min(train, _SAMPLE) * embedding,
             predict=SCRATCH
@@ -236,32 +230,32 @@ class PatchCore(Detector):
 
     def tensors(self) -> dict[str, Tensor]:
         """``bank`` ``[M, C]``, in the order chosen and relative to ``origin`` ``[C]``."""
-        return {"bank": fitted(self._bank, self.name).cpu().contiguous(), "origin": self._origin.cpu().clone()}
+        return {"bank": fitted(self._bank, self.name).entries.cpu().contiguous(), "origin": self._origin.cpu().clone()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """See the base class."""
         self._origin = tensors["origin"].to(self.runtime.device)
-        self._take(tensors["bank"].to(self.runtime.device))
+        self._bank = self._prepare(tensors["bank"].to(self.runtime.device))
 
-    def _take(self, bank: Tensor) -> None:
-        # With -|m|^2 / 2 as a last column, the largest <(p, 1), m> is the smallest |p - m|: one product, no epilogue.
-        norms = torch.linalg.vector_norm(bank, dim=1, keepdim=True).square_()
-        self._use(torch.cat([bank, norms.mul_(-0.5)], dim=1))
+    @property
+    def _bfloat16(self) -> bool:
+        """Whether the search begins in bfloat16. GPUs may sum in it too, which would break the bounds."""
+        return self.runtime.precision == "bfloat16" and torch.device(self.runtime.device).type == "cpu"
 
-    def _use(self, lookup: Tensor) -> None:
-        self._lookup = lookup
-        self._bank = lookup[:, :-1]
+    def _prepare(self, entries: Tensor) -> Bank:
+        return Bank(entries, bfloat16=self._bfloat16)
 
     def _rows(self, config: PatchCoreConfig) -> int:
         """Entries of the bank that ``config`` uses: all of them, or the first ones for a smaller ratio."""
+        entries = len(fitted(self._bank, self.name))
         if config.coreset_sampling_ratio == self.config.coreset_sampling_ratio:
-            return len(self._lookup)
+            return entries
         if self._total is None:
             raise UsageError(
                 "patchcore.coreset_sampling_ratio must stay as it is in a detector that was loaded but got "
                 f"{config.coreset_sampling_ratio!r}; fit again"
             )
-        return min(_bank_size(config, self._total), len(self._lookup))
+        return min(_bank_size(config, self._total), entries)
 
     def _chunks(self, train: Inputs) -> Iterator[tuple[int, Tensor]]:
         """First picture's number and patches, relative to the origin, of a few pictures at a time."""
@@ -281,39 +275,6 @@ class PatchCore(Detector):
                 maps = functional.interpolate(maps, size=pooled[0].shape[-2:], mode="bilinear", align_corners=False)
             pooled.append(maps)
         return torch.cat([maps.permute(0, 2, 3, 1) for maps in pooled], dim=-1).flatten(1, 2)
-
-    def _nearest(self, patches: Tensor, sizes: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """By number of leading bank entries (ascending ``sizes``), the nearest one to each of ``patches`` ``[P, C]``.
-
-        Yields:
-            The size, the distances ``[P]`` and the rows ``[P]`` of the bank.
-        """
-        best = patches.new_full((len(patches),), -torch.inf)
-        nearest = torch.zeros(len(patches), dtype=torch.int64, device=patches.device)
-        queries = functional.pad(patches, (0, 1), value=1.0)
-        done = 0
-        for size in sizes:
-            for i in range(0, len(patches), _BLOCK[0]):
-                rows = slice(i, i + _BLOCK[0])
-                for start in range(done, size, _BLOCK[1]):
-                    closest = (queries[rows] @ self._lookup[start : min(start + _BLOCK[1], size)].T).max(dim=1)
-                    nearest[rows] = torch.where(closest.values > best[rows], closest.indices + start, nearest[rows])
-                    torch.maximum(best[rows], closest.values, out=best[rows])
-            done = size
-            # By the difference itself: the inner products above lose the digits of a small distance.
-            yield size, torch.linalg.vector_norm(patches - self._lookup[nearest, :-1], dim=1), nearest
-
-    def _around(self, patch: Tensor, nearest: Tensor, size: int, neighbors: int) -> Tensor:
-        """Distances from ``patch`` to an entry and to its neighbours among the first ``size``, nearest to it first."""
-        lookup = self._lookup[:size]
-        bank = lookup[:, :-1]
-        entry, count = bank[nearest], min(neighbors, size)
-        likely = (
-            (lookup @ functional.pad(entry, (0, 1), value=1.0)).topk(min(max(2 * count, _CANDIDATES), size)).indices
-        )
-        around = torch.linalg.vector_norm(bank[likely] - entry, dim=1).topk(count, largest=False).indices
-        distances: Tensor = torch.linalg.vector_norm(bank[likely[around]] - patch, dim=1)
-        return distances
 
 
 def _bank_size(config: PatchCoreConfig, total: int) -> int:

@@ -32,17 +32,28 @@ def fit(train: Inputs, seed: int = 0, **config: object) -> PaDiM:
     return detector
 
 
+def drawn(detector: PaDiM) -> list[int]:
+    """Channels chosen, counted through all stages."""
+    chosen, first = [], 0
+    for stage, shape in SHAPES.items():
+        chosen += [first + int(channel) for channel in detector.tensors().get(f"channels_{stage}", [])]
+        first += shape[2]
+    return chosen
+
+
 def joined(inputs: Inputs, channels: np.ndarray) -> np.ndarray:
     """All stages at the first one's size, by torch's nearest neighbour: ``[N, h, w, F]`` float64."""
     maps = [functional.interpolate(inputs.features[s].double(), size=SHAPES[1][:2]) for s in SHAPES]
     return torch.cat(maps, 1).numpy()[:, channels].transpose(0, 2, 3, 1)
 
 
-@pytest.mark.parametrize(("count", "width", "scale"), [(40, 7, 1.0), (6, 15, 1.0), (40, 100, 1.0), (40, 9, 300.0)])
+@pytest.mark.parametrize(
+    ("count", "width", "scale"), [(40, 1, 1.0), (40, 7, 1.0), (6, 15, 1.0), (40, 100, 1.0), (40, 9, 300.0)]
+)
 def test_map_is_the_mahalanobis_distance(count: int, width: int, scale: float) -> None:
     train, test = clouds(count, 0, scale), clouds(3, 1, scale, shift=0.2)
     detector = fit(train, n_features=width, sigma=0.0)
-    channels = detector.tensors()["channels"].numpy()
+    channels = np.array(drawn(detector))
     assert len(set(channels)) == len(channels) == min(width, 24)
     known, asked = joined(train, channels), joined(test, channels)
     expected = np.empty((3, *SHAPES[1][:2]))
@@ -66,13 +77,35 @@ def test_sigma_is_read_at_prediction_and_blurs_the_map() -> None:
 
 
 def test_seed_chooses_the_channels() -> None:
-    chosen = [fit(clouds(8, 0), seed=seed, n_features=9).tensors()["channels"].tolist() for seed in (0, 0, 1)]
+    chosen = [drawn(fit(clouds(8, 0), seed=seed, n_features=9)) for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
 
 
-def test_saved_size_is_half_of_the_matrices() -> None:
+def test_a_stage_keeps_one_block_for_each_of_its_cells() -> None:
     tensors = fit(clouds(8, 0), n_features=24).tensors()
-    assert tensors["whitener"].shape == (9 * 13, 24 * 25 // 2)
+    # Of 9 x 13 places those in one cell of stage 2 all lie in one cell of stage 3, but for a few at borders.
+    groups = {(row * 5 // 9, row * 3 // 9, column * 7 // 13, column * 4 // 13) for row, column in np.ndindex(9, 13)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("whitener")}
+    assert shapes == {"whitener_3": (12, 10, 10), "whitener_2": (len(groups), 8, 18), "whitener_1": (117, 6, 24)}
+    assert 12 < len(groups) < 60
+
+
+def test_a_picture_alone_is_measured_as_in_a_batch() -> None:
+    """At the size of real features, where products of different shapes take different ways."""
+    g = torch.Generator().manual_seed(0)
+    features = {s: torch.randn(6, 64 >> s, 64 >> s, 40, generator=g).permute(0, 3, 1, 2) for s in (1, 2)}
+    batch = Inputs((64, 64), features)
+    detector = fit(batch, stages=(1, 2), n_features=50)
+    alone = [detector.predict(batch[i : i + 1]) for i in range(6)]
+    together = detector.predict(batch)
+    assert torch.equal(together.scores, torch.cat([one.scores for one in alone]))
+    assert torch.equal(together.maps, torch.cat([one.maps for one in alone]))
+
+
+def test_tensors_of_another_shape_of_model_are_refused() -> None:
+    detector = PaDiM(PaDiMConfig())
+    with pytest.raises(KeyError, match="channels_1"):
+        detector.load_tensors({"channels": torch.arange(3), "mean": torch.zeros(4, 3), "whitener": torch.zeros(4, 6)})
 
 
 def test_defects_are_found_and_located_with_the_bundled_backbone(pictures, given) -> None:
@@ -92,7 +125,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(TrialError, match="at least 2 training pictures but got 1"):
         fit(clouds(1, 0))
     features = {s: torch.zeros(1).expand(200, 300, 224 >> s, 224 >> s) for s in (1, 2, 3)}
-    with pytest.raises(TrialError, match=r"padim's covariances must be at most 4 GiB but got 14\.\d GiB: lower n_feat"):
+    with pytest.raises(TrialError, match=r"padim's covariances must be at most 4 GiB but got 5\.\d+ GiB: lower n_feat"):
         fit(Inputs((448, 448), features), n_features=550)
     for wrong in ({"regularization": 0.0}, {"stages": [2, 1]}, {"n_features": 0}, {"sigma": -1.0}):
         with pytest.raises(UsageError, match=rf"padim.{next(iter(wrong))} must be .* but got"):

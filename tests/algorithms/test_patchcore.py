@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 
-from autoad.algorithms import Inputs
+from autoad.algorithms import Inputs, Runtime
 from autoad.algorithms._coreset import greedy_coreset
 from autoad.algorithms.patchcore import PatchCore, PatchCoreConfig
 from autoad.errors import TrialError, UsageError
@@ -179,6 +179,23 @@ def test_several_banks_cost_one_search() -> None:
         shapes = [event.input_shapes for event in profile.events() if event.name == "aten::mm"]
         compared.append(sum(second[1] for first, second in shapes if first[0] == 96))
     assert compared == [24 * 96, 24 * 96]
+
+
+def test_searching_in_bfloat16_first_changes_nothing() -> None:
+    train, test = clouds(12, 0, channels=(60, 100)), clouds(3, 1, 0.1, (60, 100))
+    plain = fit(train, coreset_sampling_ratio=0.5)
+    rounded = PatchCore(plain.config, runtime=Runtime(precision="bfloat16"))
+    list(rounded.fit(train))
+    loaded = PatchCore(plain.config, runtime=rounded.runtime)
+    loaded.load_tensors(rounded.tensors())
+    for detector in (rounded, loaded):
+        assert torch.equal(detector.predict(test).scores, plain.predict(test).scores)
+        assert torch.equal(detector.predict(test).maps, plain.predict(test).maps)
+    smaller = [detector.reconfigured(coreset_sampling_ratio=0.1).predict(test) for detector in (plain, rounded)]
+    assert torch.equal(smaller[0].maps, smaller[1].maps)
+    shapes = {stage: (*maps.shape[2:], maps.shape[1]) for stage, maps in train.features.items()}
+    sizes = [detector.footprint(12, 3, shapes).predict for detector in (plain, rounded)]
+    assert sizes[0] < sizes[1] < 1.5 * sizes[0]
 
 
 def test_sigma_and_neighbors_are_read_at_prediction() -> None:

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+from torch import Tensor
+from torch.nn import functional
+
+from autoad.algorithms._bank import Bank
+
+
+@pytest.fixture(scope="module")
+def lite0(pictures, given) -> Tensor:
+    """Real features, averaged over neighbours: 5,120 of 152 channels, around their mean."""
+    features = given(pictures(20, 0, size=(128, 128)), needs()).features
+    pooled = [functional.avg_pool2d(maps.float(), 3, 1, 1) for maps in features.values()]
+    pooled[1] = functional.interpolate(pooled[1], size=pooled[0].shape[-2:], mode="bilinear")
+    points = torch.cat(pooled, 1).permute(0, 2, 3, 1).flatten(0, 2)
+    return points - points.mean(0)
+
+
+def needs() -> object:
+    from autoad.algorithms.patchcore import PatchCore
+
+    return PatchCore().needs
+
+
+def only(bank: Bank, vectors: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
+    [(found, distances, entries)] = bank.nearest(vectors, [len(bank) if size is None else size])
+    assert found == (len(bank) if size is None else size)
+    return distances, entries
+
+
+def check(bank: Bank, vectors: Tensor, distances: Tensor, entries: Tensor, size: int | None = None) -> None:
+    """The distances are those of float64 to the nearest entry, and to the entry that is named."""
+    exact = cdist(vectors.double().numpy(), bank.entries[:size].double().numpy())
+    scale = exact.min(1) * 1e-5 + 1e-6 * float(bank.entries.abs().max())
+    assert (np.abs(distances.numpy() - exact.min(1)) <= scale).all()
+    assert (np.abs(exact[np.arange(len(exact)), entries.numpy()] - exact.min(1)) <= scale).all()
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_the_nearest_of_real_features(lite0: Tensor, bfloat16: bool) -> None:
+    bank, vectors = Bank(lite0[1::3], bfloat16=bfloat16), lite0[::3]
+    check(bank, vectors, *only(bank, vectors))
+
+
+def test_both_ways_answer_the_same(lite0: Tensor) -> None:
+    order = torch.randperm(len(lite0), generator=torch.Generator().manual_seed(0))
+    vectors, entries = lite0[order[:700]], lite0[order[700:3001]]
+    plain, rounded = (Bank(entries, bfloat16=way) for way in (False, True))
+    for (_, *expected), (_, *found) in zip(
+        plain.nearest(vectors, [3, 900, 2301]), rounded.nearest(vectors, [3, 900, 2301]), strict=True
+    ):
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+
+
+def test_few_are_compared_exactly(lite0: Tensor) -> None:
+    bank, vectors = Bank(lite0[1::3], bfloat16=True), lite0[::3]
+    known = torch.full((len(vectors),), torch.inf)
+    pairs = bank._rounded.prospects(vectors, known, 0, len(bank))
+    assert len(vectors) <= len(pairs[0]) < 3 * len(vectors)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("shift", [0.0, 1.0, 100.0])
+@pytest.mark.parametrize("width", [1, 7, 300])
+def test_no_rounding_error_hides_the_nearest(
+    width: int, shift: float, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Near and far, at any scale; entries that differ from each other by less than bfloat16 can tell."""
+    monkeypatch.setattr("autoad.algorithms._bank._PROSPECTS", 1000)
+    g = torch.Generator().manual_seed(width)
+    entries = torch.randn(150, width, generator=g)
+    entries = torch.cat([entries, entries + 1e-4 * torch.randn(150, width, generator=g)]) * scale
+    vectors = (torch.randn(90, width, generator=g) + shift) * scale
+    vectors[::9] = entries[::30]
+    bank = Bank(entries, bfloat16=True)
+    check(bank, vectors, *only(bank, vectors))
+
+
+def test_far_from_everything_float32_takes_over(lite0: Tensor) -> None:
+    bank, plain = (Bank(lite0[:1000], bfloat16=way) for way in (True, False))
+    vectors = lite0[1000:1100] + 500.0
+    assert bank._rounded.prospects(vectors, torch.full((100,), torch.inf), 0, 1000) is None
+    assert all(torch.equal(*pair) for pair in zip(only(bank, vectors), only(plain, vectors), strict=True))
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_leading_entries_answer_as_a_bank_of_their_own(lite0: Tensor, bfloat16: bool) -> None:
+    bank, vectors, sizes = Bank(lite0[1::4], bfloat16=bfloat16), lite0[::7], [1, 33, 40, 640, 1280]
+    for (size, *found), expected in zip(bank.nearest(vectors, sizes), sizes, strict=True):
+        assert size == expected
+        check(bank, vectors, *found, size)
+        for part in (bank.first(size), Bank(lite0[1::4][:size], bfloat16=bfloat16)):
+            assert len(part) == size
+            assert all(torch.equal(*pair) for pair in zip(found, only(part, vectors), strict=True))
+
+
+def test_large_banks_are_compared_with_a_few_vectors_at_a_time(lite0: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, vectors = Bank(lite0[1::3], bfloat16=True), lite0[:300]
+    expected = only(bank, vectors)
+    monkeypatch.setattr("autoad.algorithms._bank._SIMILARITIES", 7 * len(bank))
+    assert all(torch.equal(*pair) for pair in zip(expected, only(bank, vectors), strict=True))
+
+
+def test_nothing_but_zeros() -> None:
+    bank = Bank(torch.zeros(1, 5), bfloat16=True)
+    distances, entries = only(bank, torch.zeros(4, 5))
+    assert torch.equal(distances, torch.zeros(4))
+    assert torch.equal(entries, torch.zeros(4, dtype=torch.int64))
+
+
+def test_neighbours_of_an_entry(lite0: Tensor) -> None:
+    bank = Bank(lite0[::5], bfloat16=False)
+    exact = cdist(lite0[::5].double().numpy(), lite0[::5].double().numpy())
+    for entry in (0, 77, 500):
+        for size, count in ((501, 9), (1024, 40), (501, 2000)):
+            found = bank.around(entry, size, count).numpy()
+            assert found[0] == entry
+            assert len(set(found)) == min(count, size)
+            np.testing.assert_allclose(exact[entry, found], np.sort(exact[entry, :size])[:count], atol=1e-4)
