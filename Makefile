@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
+PEER := .venv-anomalib
 
-.PHONY: install curl machines demo test faults browser lint clean
+.PHONY: install curl machines demo test faults bench bench-quick browser lint clean
 
 install: $(VENV)/.installed
 
@@ -45,6 +46,20 @@ test: install machines browser
 faults: install machines
 	$(BIN)/python -m pytest -m faults --capture=no
 
+# Beside anomalib (in an environment of its own), on the demo dataset or on DATA="FOLDER...". A run that was cut off goes
+# on; remove the folder of its results to begin anew.
+bench: install $(PEER)/.installed
+	$(BIN)/python benchmarks/reference/compare.py --anomalib $(PEER)/bin/python --results bench/reference.jsonl $(if $(DATA),--data $(DATA))
+
+bench-quick: install $(PEER)/.installed
+	rm -rf bench/quick
+	$(BIN)/python benchmarks/reference/compare.py --anomalib $(PEER)/bin/python --results bench/quick/reference.jsonl --quick $(if $(DATA),--data $(DATA))
+
+$(PEER)/.installed:
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/pip install --quiet anomalib
+	@touch $@
+
 # The report's tests look at it as a reader does.
 browser:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
@@ -57,4 +72,4 @@ lint: install
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(DEMO) $(VENV) build *.egg-info
+	rm -rf $(DEMO) $(VENV) $(PEER) bench build *.egg-info

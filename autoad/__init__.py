@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,12 @@ if TYPE_CHECKING:
 __all__ = ["AsyncClient", "Client", "__version__"]
 
 __version__ = version("autoad")
+# Pictures go from OpenVINO's threads to torch's and back. By default torch's (GNU OpenMP's) spin for milliseconds when
+# they have nothing to do, which takes the cores from those that have: a tenth of a millisecond bridges the gaps between
+# a network's layers as well. The library reads this when it is loaded, hence before anything here imports torch.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+
 _CLIENTS = frozenset({"AsyncClient", "Client"})
 
 

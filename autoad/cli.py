@@ -12,6 +12,7 @@ import typer
 
 from autoad.commands._options import Json
 from autoad.commands.datasets import datasets_app
+from autoad.commands.inspect import inspect
 from autoad.commands.keys import keys_app
 from autoad.commands.models import delete, models
 from autoad.commands.score import score
@@ -28,7 +29,7 @@ app = typer.Typer(
 )
 
 
-for _command in (search, searches, leaderboard, report, score, models, promote, rollback, delete, serve):
+for _command in (inspect, search, searches, leaderboard, report, score, models, promote, rollback, delete, serve):
     app.command()(_command)
 for _group in (datasets_app, keys_app):
     app.add_typer(_group)

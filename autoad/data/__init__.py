@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from autoad.data._picture import GOOD, Picture, Split
 from autoad.data.dataset import Dataset, Skipped
 from autoad.data.decoding import MAX_PIXELS, decode_image, load_image, load_mask, resize_image
-from autoad.data.demo import write_demo_dataset
 from autoad.data.layouts import read_dataset
 from autoad.data.splits import Roles, assign_roles
-from autoad.data.synthetic import draw_defects
+
+if TYPE_CHECKING:
+    from autoad.data.demo import write_demo_dataset
+    from autoad.data.synthetic import draw_defects
 
 __all__ = [
     "GOOD",
@@ -27,3 +32,12 @@ __all__ = [
     "resize_image",
     "write_demo_dataset",
 ]
+
+# They draw with SciPy, which takes a quarter of a second that a process which only scores should not wait.
+_DRAWING = {"draw_defects": "autoad.data.synthetic", "write_demo_dataset": "autoad.data.demo"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _DRAWING:
+        return getattr(importlib.import_module(_DRAWING[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from scipy import ndimage
 
 from autoad.data._picture import Picture
 from autoad.errors import DatasetError, FileStoreError, ImageTooLargeError, UnreadableImageError
@@ -286,6 +285,8 @@ def _resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.b
     resized = mask[np.ix_(rows, columns)]
     if new_height >= height and new_width >= width:
         return resized
+    from scipy import ndimage  # a quarter of a second that no process without masks should wait
+
     regions, count = ndimage.label(mask, structure=np.ones((3, 3)))
     kept = np.zeros(count + 1, dtype=np.bool_)
     kept[regions[np.ix_(rows, columns)]] = True

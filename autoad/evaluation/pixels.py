@@ -17,7 +17,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from autoad.evaluation._checks import as_maps
 from autoad.evaluation.metrics import PixelMetrics
@@ -50,6 +49,8 @@ class AnomalousPixels:
 
 def find_anomalous_pixels(maps: npt.NDArray[np.float32], masks: npt.NDArray[np.bool_]) -> AnomalousPixels:
     """Take the anomalous pixels out of ``[N, H, W]`` maps and find the regions that they form."""
+    from scipy import ndimage  # a quarter of a second that no process without masks should wait
+
     defective = np.flatnonzero(masks.any(axis=(1, 2)))
     inside = masks[defective]
     labelled, count = ndimage.label(inside, _NEIGHBOURS)

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from autoad.schema import Region
 
@@ -37,9 +36,12 @@ def find_regions(anomaly_map: npt.NDArray[np.float32], threshold: float, image_s
         raise ValueError(f"anomaly_map must have the shape [h, w] but got {list(anomaly_map.shape)}")
     if not np.isfinite(anomaly_map).all():
         raise ValueError("anomaly_map must be finite but holds NaN or infinity")
-    labelled, count = ndimage.label(anomaly_map > threshold, _NEIGHBOURS)
-    if not count:
+    above = anomaly_map > threshold
+    if not above.any():
         return []
+    from scipy import ndimage  # a quarter of a second that the first normal pictures need not wait
+
+    labelled, count = ndimage.label(above, _NEIGHBOURS)
     sizes = np.bincount(labelled.ravel())[1:]
     peaks = ndimage.maximum(anomaly_map, labelled, np.arange(1, count + 1))
     order = np.argsort(-peaks, kind="stable")

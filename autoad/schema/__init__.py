@@ -20,6 +20,7 @@ from autoad.schema.datasets import (
     UploadRequest,
 )
 from autoad.schema.durations import parse_duration
+from autoad.schema.inspection import Finding, FindingKind, Inspection
 from autoad.schema.models import (
     KeyEntry,
     MapFormat,
@@ -82,6 +83,9 @@ __all__ = [
     "EventKind",
     "Evidence",
     "FileEntry",
+    "Finding",
+    "FindingKind",
+    "Inspection",
     "KeyEntry",
     "MapFormat",
     "Metrics",

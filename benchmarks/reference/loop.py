@@ -42,7 +42,11 @@ def peak_memory() -> float:
 
 
 class Worker:
-    """One side, in a process of its own that is idle unless it is asked for something."""
+    """One side, in a process of its own that is idle unless it is asked for something.
+
+    Attributes:
+        versions: what the side said of itself.
+    """
 
     def __init__(self, python: Path, script: Path, threads: int, log: Path, environment: dict[str, str]) -> None:
         pinned = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
@@ -56,14 +60,17 @@ class Worker:
                 env=os.environ | pinned | environment,
             )
         self._log = log
+        self.versions: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
     def ask(self, call: str, **arguments: Any) -> Any:
         """What ``call`` gives there.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import os
 import shutil
 import time
 from pathlib import Path
@@ -12,9 +15,10 @@ import torch
 from loop import peak_memory, serve
 
 from autoad.algorithms import Detector, Runtime, get_algorithm
+from autoad.algorithms._coreset import greedy_coreset
 from autoad.data import load_image, read_dataset
 from autoad.features import FeatureStore, choose_engine, find_weights, head_precision
-from autoad.models import Backbone, Member, Model, Provenance, save_model
+from autoad.models import Backbone, Member, Model, Provenance, save_model, write_manifest
 from autoad.search.trial import load_inputs
 
 
@@ -32,6 +36,7 @@ class Ours:
         """
         torch.set_num_threads(threads)
         self._threads, self._scratch = threads, Path(scratch)
+        self._store = self._scratch / f"features-{os.getpid()}"
         self._choice = choose_engine()
         pictures = read_dataset(Path(folder)).pictures
         by_name = {Path(picture.path).relative_to(Path(folder).resolve()).as_posix(): picture for picture in pictures}
@@ -41,20 +46,16 @@ class Ours:
         self._test_pictures = [by_name[name] for name in names]
         return {"engine": f"{self._choice.name}, {self._choice.precision}", "torch": torch.__version__}
 
-    def fit(
-        self, algorithm: str, config: dict[str, Any], epochs: int | None, seed: int, cold: bool = True
-    ) -> dict[str, Any]:
-        """Fit on ``train/good``, from the files (``cold``: with an empty feature store).
+    def fit(self, algorithm: str, config: dict[str, Any], epochs: int | None, seed: int) -> dict[str, Any]:
+        """Fit on ``train/good``, from the files, with an empty feature store.
 
         Returns:
             Whole ``seconds``, those of each epoch, and those of finding features.
         """
-        store = self._scratch / "features"
-        if cold:
-            shutil.rmtree(store, ignore_errors=True)
+        self.forget()
         started = time.perf_counter()
         detector = self._detector(algorithm, config, epochs, seed)
-        train = load_inputs(FeatureStore(store), self._train, detector.needs, self._choice, self._threads)
+        train = load_inputs(FeatureStore(self._store), self._train, detector.needs, self._choice, self._threads)
         marks = [time.perf_counter()]
         for _ in detector.fit(train):
             marks.append(time.perf_counter())
@@ -62,7 +63,7 @@ class Ours:
         self._save(detector)
         return {
             "seconds": seconds,
-            "epochs": [after - before for before, after in zip(marks, marks[1:], strict=False)],
+            "epochs": [after - before for before, after in itertools.pairwise(marks)],
             "features": marks[0] - started,
             "pictures": len(train),
         }
@@ -82,14 +83,58 @@ class Ours:
             self._model.predict(part)
         return time.perf_counter() - started
 
+    def try_out(self, algorithm: str, config: dict[str, Any], cold: bool = False) -> float:
+        """Seconds of a whole trial: features (all, where ``cold``), fit, scores and maps of the test pictures."""
+        if cold:
+            self.forget()
+        started = time.perf_counter()
+        detector = self._detector(algorithm, config, None, 0)
+        store = FeatureStore(self._store)
+        train, test = (
+            load_inputs(store, pictures, detector.needs, self._choice, self._threads)
+            for pictures in (self._train, self._test_pictures)
+        )
+        for _ in detector.fit(train):
+            pass
+        for part in test.batches(16):
+            detector.predict(part)
+        return time.perf_counter() - started
+
+    def forget(self) -> None:
+        """Remove all features."""
+        shutil.rmtree(self._store, ignore_errors=True)
+
+    def patches(self, output: str) -> None:
+        """Write the default PatchCore's patch features of the training pictures, ``[P, C]`` float32."""
+        kind = get_algorithm("patchcore")
+        detector = kind(kind.Config(coreset_sampling_ratio=1.0))
+        train = load_inputs(FeatureStore(self._store), self._train, detector.needs, self._choice, self._threads)
+        for _ in detector.fit(train):
+            pass
+        learnt = detector.tensors()
+        np.save(output, (learnt["bank"] + learnt["origin"]).numpy())
+
+    def coreset(self, points: str, ratio: float, output: str) -> float:
+        """Seconds of the coreset sampling alone, as a fit does it; the chosen rows are written."""
+        bank = torch.from_numpy(np.load(points))
+        started = time.perf_counter()
+        near = bank - bank.mean(0)
+        chosen = greedy_coreset(near, near.square().sum(1), int(ratio * len(bank)), 0)
+        seconds = time.perf_counter() - started
+        np.save(output, chosen.numpy())
+        return seconds
+
+    def radius(self, points: str, chosen: str) -> float:
+        """Largest distance of any point to the nearest chosen one."""
+        bank = torch.from_numpy(np.load(points)).double()
+        kept = bank[torch.from_numpy(np.load(chosen))]
+        return max(float(torch.cdist(part, kept).amin(1).max()) for part in bank.split(1024))
+
     def save(self) -> str:
         """The folder of the model, calibrated."""
-        self._calibrate()
+        model, _, _ = self._model.calibrate([picture.read() for picture in self._train[:20]], 0.1)
+        write_manifest(self._scratch / "model", model.manifest)
         return str(self._scratch / "model")
-
-    def first(self, model: str, picture: str) -> float:
-        """Load a saved model and score a picture file."""
-        return Model.load(Path(model), threads=torch.get_num_threads()).score(Path(picture).read_bytes()).score
 
     def peak(self) -> float:
         """Peak resident memory so far, MiB."""
@@ -105,8 +150,6 @@ class Ours:
         return kind(kind.Config(**changes), seed=seed, runtime=runtime)
 
     def _save(self, detector: Detector) -> None:
-        import dataclasses
-
         needs, backbone = detector.needs, None
         if needs.backbone is not None:
             weights = find_weights(needs.backbone)
@@ -141,12 +184,6 @@ class Ours:
         shutil.rmtree(self._scratch / "model", ignore_errors=True)
         save_model(self._scratch / "model", "benchmark", member, detector.tensors(), provenance)
         self._model = Model.load(self._scratch / "model", threads=self._threads)
-
-    def _calibrate(self) -> None:
-        from autoad.models import write_manifest
-
-        model, _, _ = self._model.calibrate([picture.read() for picture in self._train[:20]], 0.1)
-        write_manifest(self._scratch / "model", model.manifest)
 
 
 if __name__ == "__main__":

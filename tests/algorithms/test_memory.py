@@ -34,23 +34,20 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
 """Algorithm, configuration, pictures."""
 
 
-@pytest.fixture(scope="module")
-def measured() -> dict[str, dict[str, float]]:
-    """By case: MiB that fitting and predicting took, and were said to take.
+_TIMES = 3
 
-    The smaller of two measurements: a kernel that takes pages of mapped files back meanwhile makes one too large.
-    """
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, list[dict[str, float]]]:
+    """By case: MiB that fitting and predicting took, each time, and were said to take."""
     script = Path(__file__).with_name("_measure_memory.py")
-    twice = [case for case in CASES for _ in range(2)]
+    asked = [case for case in CASES for _ in range(_TIMES)]
     done = subprocess.run(
-        [sys.executable, str(script)], input=json.dumps(twice), capture_output=True, text=True, check=True, timeout=600
+        [sys.executable, str(script)], input=json.dumps(asked), capture_output=True, text=True, check=True, timeout=600
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == len(twice)
-    return {
-        json.dumps(case): {key: min(first[key], second[key]) for key in first}
-        for case, first, second in zip(CASES, lines[::2], lines[1::2], strict=True)
-    }
+    assert len(lines) == len(asked)
+    return {json.dumps(case): lines[i * _TIMES : (i + 1) * _TIMES] for i, case in enumerate(CASES)}
 
 
 def test_every_algorithm_is_measured_at_two_sizes() -> None:
@@ -60,10 +57,11 @@ def test_every_algorithm_is_measured_at_two_sizes() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]['image_size']}")
 @pytest.mark.parametrize("what", ["fit", "predict"])
 def test_what_is_predicted_is_what_is_taken(
-    case: tuple[str, dict[str, Any], int], what: str, measured: dict[str, dict[str, float]]
+    case: tuple[str, dict[str, Any], int], what: str, measured: dict[str, list[dict[str, float]]]
 ) -> None:
     found = measured[json.dumps(case)]
-    assert found["inputs"] > 0
-    predicted, taken = found[f"{what}_predicted"], found[what]
-    # What the first steps left free in the heap is taken again unseen: a varying part of what is allowed for it.
-    assert taken / 2 <= predicted <= 2 * taken + SCRATCH / 2**20, found
+    assert all(one["inputs"] > 0 for one in found)
+    taken, predicted = [one[what] for one in found], found[0][f"{what}_predicted"]
+    # One measurement may be too small, where memory that is free in the heap is taken again unseen, or too large, where
+    # freed memory cannot be used again or the kernel takes pages of mapped files back: by as much as a factor of two.
+    assert min(taken) / 2 <= predicted <= 2 * max(taken) + SCRATCH / 2**20, found

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import safetensors.torch
 import skimage.data
@@ -140,7 +141,7 @@ def test_the_hub_cache_comes_before_the_bundled_file(monkeypatch: pytest.MonkeyP
     safetensors.torch.save_file({"x": torch.zeros(1)}, file)
     monkeypatch.setattr(
         "huggingface_hub.try_to_load_from_cache",
-        lambda repo, name, original=module.huggingface_hub.try_to_load_from_cache: original(
+        lambda repo, name, original=huggingface_hub.try_to_load_from_cache: original(
             repo, name, cache_dir=tmp_path / "no-cache"
         ),
     )
