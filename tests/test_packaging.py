@@ -35,7 +35,7 @@ def test_the_wheel_holds_every_package_and_the_search_spaces(tmp_path: Path) -> 
     spaces = {f"autoad/search_spaces/{path.name}" for path in (ROOT / "search_spaces").glob("*.yaml")}
     assert len(spaces) == 8
     templates = {f"autoad/report/templates/{path.name}" for path in (ROOT / "autoad/report/templates").iterdir()}
-    assert len(templates) == 3
+    assert len(templates) == 4
     assert templates <= names
     assert spaces <= names
     code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import autoad.serve; print(autoad.serve.__file__)"
