@@ -11,11 +11,12 @@ EfficientNet-Lite0 takes .38 MB a picture, ResNet-18 1.0 MB, but wide ResNet-50 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +125,19 @@ class FeatureStore:
         by_key = {picture.sha256: picture for picture in pictures}
 
         def compute(missing: list[str], lacking: list[str]) -> Iterator[Chunk]:
-            run = self._open_engine(
-                weights, tuple(sorted(_stage(column) for column in lacking)), image_size, engine, threads
-            )
-            for pixels in self._pixels([by_key[key] for key in missing], image_size, threads):
-                yield {_column(stage): _to_float16(maps, backbone) for stage, maps in run(pixels).items()}
+            lacked = tuple(sorted(map(_stage, lacking)))
+            chunks = self._pixels([by_key[key] for key in missing], image_size, threads)
+            # While the engine is opened the first pictures are decoded; while it computes, the chunk before is stored.
+            with ThreadPoolExecutor(max_workers=1) as ahead, contextlib.closing(chunks):
+                opened = ahead.submit(self._open_engine, weights, lacked, image_size, engine, threads)
+                computed: Future[dict[int, NDArray[np.float32]]] | None = None
+                for pixels in chunks:
+                    run, before = opened.result(), computed
+                    computed = ahead.submit(run, pixels)
+                    if before is not None:
+                        yield _to_columns(before.result(), backbone)
+                if computed is not None:
+                    yield _to_columns(computed.result(), backbone)
 
         table = self._table(
             f"{backbone}-{weights.identity}",
@@ -167,7 +176,9 @@ class FeatureStore:
             self._engine = (key, engine)
         return self._engine[1]
 
-    def _pixels(self, pictures: Sequence[Picture], size: tuple[int, int], threads: int) -> Iterator[NDArray[np.uint8]]:
+    def _pixels(
+        self, pictures: Sequence[Picture], size: tuple[int, int], threads: int
+    ) -> Generator[NDArray[np.uint8], None, None]:
         """Pixels of the pictures, a chunk at a time; the store's own where it has them."""
         table = self._images(size)
         for start in range(0, len(pictures), _CHUNK):
@@ -224,10 +235,17 @@ def _load(picture: Picture, size: tuple[int, int]) -> NDArray[np.uint8]:
         raise UnreadableImageError(f"picture {picture.path} {error}") from error
 
 
-def _to_float16(maps: NDArray[np.float32], backbone: str) -> NDArray[np.float16]:
-    if np.isnan(maps).any():
+def _to_columns(features: Mapping[int, NDArray[np.float32]], backbone: str) -> Chunk:
+    return {_column(stage): _to_float16(torch.from_numpy(maps), backbone).numpy() for stage, maps in features.items()}
+
+
+def _to_float16(maps: Tensor, backbone: str) -> Tensor:
+    low, high = map(float, torch.aminmax(maps))
+    if math.isnan(low):
         raise WeightsError(f"the weights of backbone {backbone!r} give features that are not numbers; get others")
-    return np.clip(maps, -_LARGEST, _LARGEST).astype(np.float16)
+    if low < -_LARGEST or high > _LARGEST:
+        maps = maps.clamp(-_LARGEST, _LARGEST)
+    return maps.half()
 
 
 def _name(size: tuple[int, int]) -> str:

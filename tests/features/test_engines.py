@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +100,39 @@ def test_streams_and_threads_change_nothing(images: np.ndarray) -> None:
     assert all(np.allclose(first, other, rtol=1e-4, atol=1e-4) for other in others)
 
 
+@pytest.mark.parametrize(("backbone", "precision"), [(DEFAULT_BACKBONE, p) for e, p in CHOICES if e == "openvino"])
+def test_a_kept_engine_gives_the_same_to_the_last_bit(
+    backbone: str, precision: str, images: np.ndarray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def create(threads: int, streams: int | None) -> Engine:
+        options: dict[str, Any] = {"engine": "openvino", "precision": precision}
+        return create_engine(backbone, STAGES, SIZE, threads=threads, streams=streams, **options)
+
+    ways = ((1, 1), (2, 1), (2, 2))
+    fresh = []
+    for number, way in enumerate(ways):
+        monkeypatch.setenv("AUTOAD_DATA_DIR", str(tmp_path / str(number)))
+        fresh.append(create(*way)(images))
+    monkeypatch.setattr(module, "_convert", lambda *_: pytest.fail("converted again"))
+    for number in range(len(ways)):
+        monkeypatch.setenv("AUTOAD_DATA_DIR", str(tmp_path / str(number)))
+        for way, expected in zip(ways, fresh, strict=True):
+            got = create(*way)(images)
+            assert all(np.array_equal(got[stage], expected[stage]) for stage in STAGES)
+
+
+def test_what_is_kept_of_an_engine_may_be_anything(
+    images: np.ndarray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AUTOAD_DATA_DIR", str(tmp_path))
+    expected = create_engine(DEFAULT_BACKBONE, (2,), SIZE, engine="openvino")(images)[2]
+    for wrong in (b"", b"nonsense"):  # sound files of which OpenVINO can make nothing
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "recall", lambda _, wrong=wrong: wrong)
+            got = create_engine(DEFAULT_BACKBONE, (2,), SIZE, engine="openvino")(images)[2]
+        assert np.array_equal(got, expected)
+
+
 def test_an_engine_says_what_it_is() -> None:
     engine = create_engine(DEFAULT_BACKBONE, (1,), (64, 64), engine="torch", precision="float32")
     assert isinstance(engine, Engine)
@@ -116,7 +150,11 @@ def test_other_pictures_are_refused(wrong: np.ndarray) -> None:
         engine(wrong)
 
 
-def test_creating_an_engine_uses_no_network(monkeypatch: pytest.MonkeyPatch, images: np.ndarray) -> None:
+def test_creating_an_engine_uses_no_network(
+    monkeypatch: pytest.MonkeyPatch, images: np.ndarray, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AUTOAD_DATA_DIR", str(tmp_path))  # nothing is kept from before
+
     def refuse(*arguments: object, **_: object) -> None:
         raise AssertionError(f"the network was used: {arguments}")
 

@@ -199,7 +199,7 @@ def test_pixels_that_go_while_features_are_computed_are_decoded_again(
     monkeypatch.setattr(module, "create_engine", evicting)
     got = ask(store, some, 3)[3]
     assert np.array_equal(got, direct(some, 3)[3].astype(np.float16))
-    assert len(decoded) == 40 - 16
+    assert len(decoded) in (40 - 16, 40 - 2 * 16)  # the next chunk may have been taken before the first was computed
 
 
 def test_what_a_killed_process_left_goes_when_the_store_is_opened(tmp_path: Path, pictures: WritePictures) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,29 @@ def test_a_picture_scores_the_same_alone_among_others_and_after_reloading(
     assert len({score.score for score in together}) == len(pictures)
     again = Model.load(folder, threads=1)
     assert [score.score for score in again.score_many(reversed(pictures))] == [s.score for s in reversed(together)]
+
+
+def test_a_process_that_scores_imports_only_what_it_needs(
+    folder: Path, model: Model, pictures: list[bytes], demo: Path, state: Path
+) -> None:
+    """A timm network, a hub and SciPy's statistics take seconds, and all that is asked of them is kept."""
+    picture = sorted((demo / "test").glob("*/*.png"))[0]
+    script = (
+        "import sys; from pathlib import Path; from autoad.models import Model\n"
+        "score = Model.load(Path(sys.argv[1]), threads=1).score(Path(sys.argv[2]).read_bytes())\n"
+        "print(score.score, *sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, folder, picture],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"AUTOAD_DATA_DIR": str(state)},
+    )
+    score, *imported = done.stdout.split()
+    assert float(score) == model.score(pictures[0]).score
+    assert "torch" in imported
+    assert {"timm", "torchvision", "sklearn", "skimage", "ray", "sqlalchemy"}.isdisjoint(imported)
 
 
 def test_the_threshold_keeps_its_promise_on_the_calibration_pictures(
