@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from autoad.errors import UsageError, WeightsError
 from autoad.features.kept import remember
-from autoad.features.weights import find_weights, load_weights
+from autoad.features.weights import Weights, find_weights, load_weights
 
-__all__ = ["backbone_stages", "create_backbone", "feature_shapes", "stage_indices"]
+__all__ = ["NormalisedBackbone", "backbone_stages", "create_backbone", "feature_shapes", "stage_indices"]
 
 
 class _Pyramid(nn.Module):
@@ -108,6 +108,27 @@ def create_backbone(name: str, stages: Sequence[int], *, pretrained: bool) -> nn
     channels_last = str(getattr(network, "output_fmt", "")).endswith("NHWC")
     pyramid = _Pyramid(network, [sorted(chosen).index(index) for index in chosen], channels_last=channels_last)
     return pyramid.train(not pretrained)
+
+
+class NormalisedBackbone(nn.Module):
+    """From uint8 ``[B, H, W, 3]`` to a list of float ``[B, h * w, C]``: what an engine computes.
+
+    Pixels are one axis, because OpenVINO reorders maps of four axes on one thread, which takes an eighth of the time.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, backbone: str, stages: Sequence[int], weights: Weights) -> None:
+        super().__init__()
+        self.pyramid = create_backbone(backbone, stages, pretrained=True)
+        self.register_buffer("mean", 255 * torch.tensor(weights.mean).view(1, 3, 1, 1))
+        self.register_buffer("scale", 1 / (255 * torch.tensor(weights.std).view(1, 3, 1, 1)))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Maps of the stages in their order."""
+        pixels = images.permute(0, 3, 1, 2).float()
+        return tuple(one.flatten(2).transpose(1, 2) for one in self.pyramid((pixels - self.mean) * self.scale))
 
 
 @functools.lru_cache(maxsize=256)

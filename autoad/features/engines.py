@@ -12,22 +12,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import io
 import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from autoad.errors import UnknownNameError, UsageError
-from autoad.features.backbones import create_backbone, feature_shapes, stage_indices
-from autoad.features.kept import keep, recall
+from autoad.features._openvino import compile_backbone
+from autoad.features.backbones import NormalisedBackbone, feature_shapes, stage_indices
 from autoad.features.weights import Weights, find_weights
 
 __all__ = ["Engine", "EngineChoice", "available_engines", "choose_engine", "create_engine", "head_precision"]
@@ -39,7 +36,6 @@ _ENGINES: tuple[EngineName, ...] = ("openvino", "torch", "cuda")
 _PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 _THREADS_A_STREAM = 4
 _CUDA_BATCH = 16
-_CONVERSION = 2  # goes up when _Normalised or _convert change
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +110,10 @@ def choose_engine(engine: str = "auto", precision: str = "auto") -> EngineChoice
     """The engine and precision for a study on this machine.
 
     ``"auto"`` takes CUDA where there is a GPU, else OpenVINO where it is installed, else torch; and float32. bfloat16
-    halves the time of EfficientNet-Lite0, but features are computed once and kept, and it is not harmless: on three
-    industrial datasets (about 200 test pictures each) it moved image AUROC of a nearest-neighbour score by +.000, +.002
-    and +.005, of a Gaussian of pooled features by +.002, +.001 and +.009, and of a PCA reconstruction error by up to
-    -.016. There is no trend, but .002 was the most that a default may change. ResNets gain
-    more from ``precision="bfloat16"`` and lose less: three to four times as fast, a relative error of .005 instead of
-    .05-.14 (with random weights; their AUROC has not been compared).
+    takes a quarter to a half off the time of a picture with EfficientNet-Lite0, but features are computed once and
+    kept, and it is not harmless: on three industrial datasets it moved image AUROC by up to .059
+    (``benchmarks/bfloat16.py``), where .002 was the most that a default may change. Of ResNets only the speed (three to
+    four times) and the relative error (.005 instead of .05-.14, with random weights) were measured.
 
     Raises:
         UsageError: this machine does not have what was asked for.
@@ -185,26 +179,6 @@ def create_engine(
     return _TorchEngine(backbone, stages, image_size, choice.precision, count)
 
 
-class _Normalised(nn.Module):
-    """From uint8 ``[B, H, W, 3]`` to a list of float ``[B, h * w, C]``: what an engine computes.
-
-    Pixels are one axis, because OpenVINO reorders maps of four axes on one thread, which takes an eighth of the time.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, backbone: str, stages: Sequence[int], weights: Weights) -> None:
-        super().__init__()
-        self.pyramid = create_backbone(backbone, stages, pretrained=True)
-        self.register_buffer("mean", 255 * torch.tensor(weights.mean).view(1, 3, 1, 1))
-        self.register_buffer("scale", 1 / (255 * torch.tensor(weights.std).view(1, 3, 1, 1)))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        pixels = images.permute(0, 3, 1, 2).float()
-        return tuple(one.flatten(2).transpose(1, 2) for one in self.pyramid((pixels - self.mean) * self.scale))
-
-
 class _OpenVINOEngine(Engine):
     """The backbone compiled by OpenVINO for the CPU."""
 
@@ -228,7 +202,7 @@ class _OpenVINOEngine(Engine):
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": min(threads, streams or max(1, threads // _THREADS_A_STREAM)),
         }
-        self._queue = openvino.AsyncInferQueue(_compile(weights, self.stages, image_size, precision, options))
+        self._queue = openvino.AsyncInferQueue(compile_backbone(weights, self.stages, image_size, precision, options))
         self._lock = threading.Lock()
 
     def _run(self, images: NDArray[np.uint8], features: dict[int, NDArray[np.float32]]) -> None:
@@ -243,64 +217,6 @@ class _OpenVINOEngine(Engine):
             for index in range(len(images)):
                 self._queue.start_async({0: np.ascontiguousarray(images[index : index + 1])}, index)
             self._queue.wait_all()
-
-
-def _compile(
-    weights: Weights, stages: Sequence[int], image_size: tuple[int, int], precision: Precision, options: dict[str, Any]
-) -> Any:
-    """The backbone compiled for this CPU: as another process has kept it, or anew.
-
-    What is kept is the graph after OpenVINO has fitted it to the CPU; threads and streams are no part of it.
-    """
-    import openvino
-
-    core = openvino.Core()
-    key = {
-        "engine": "openvino",
-        "version": openvino.__version__,
-        "cpu": [core.get_property("CPU", "FULL_DEVICE_NAME"), torch.backends.cpu.get_cpu_capability()],
-        "capabilities": sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
-        "converted by": [version("torch"), version("timm"), _CONVERSION],
-        "backbone": weights.backbone,
-        "weights": weights.identity,
-        "stages": list(stages),
-        "image_size": list(image_size),
-        "precision": precision,
-    }
-    kept = recall(key)
-    if kept is not None:
-        try:
-            return core.import_model(io.BytesIO(kept), "CPU", options)
-        except RuntimeError:  # OpenVINO would rather not, and does not say so in a type
-            pass
-    compiled = core.compile_model(_convert(weights, stages, image_size), "CPU", options)
-    exported = io.BytesIO()
-    compiled.export_model(exported)
-    keep(key, exported.getvalue())
-    return compiled
-
-
-def _convert(weights: Weights, stages: Sequence[int], image_size: tuple[int, int]) -> Any:
-    """The backbone as an OpenVINO model, for one picture of a fixed size.
-
-    The front end is called directly: ``openvino.convert_model`` would report its use over the network.
-    """
-    import openvino
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-    network = _Normalised(weights.backbone, stages, weights).eval()
-    example = torch.zeros(1, *image_size, 3, dtype=torch.uint8)
-    with torch.no_grad(), _quiet_tracer():
-        traced = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))  # type: ignore[no-untyped-call]
-    decoder = TorchScriptPythonDecoder(traced)  # the front end does not keep it alive
-    front_end = FrontEndManager().load_by_framework("pytorch")
-    model = front_end.convert(front_end.load(decoder))
-    parameter = model.get_parameters()[0]
-    parameter.set_element_type(openvino.Type.u8)
-    parameter.set_partial_shape(openvino.PartialShape(list(example.shape)))
-    model.validate_nodes_and_infer_types()
-    return model
 
 
 class _TorchEngine(Engine):
@@ -318,7 +234,7 @@ class _TorchEngine(Engine):
     ) -> None:
         weights = find_weights(backbone)
         super().__init__(backbone, stages, image_size, precision, weights)
-        self._network = _Normalised(backbone, stages, weights).to(memory_format=torch.channels_last).eval()
+        self._network = NormalisedBackbone(backbone, stages, weights).to(memory_format=torch.channels_last).eval()
         self._threads = threads
 
     def _run(self, images: NDArray[np.uint8], features: dict[int, NDArray[np.float32]]) -> None:
@@ -342,7 +258,7 @@ class _CUDAEngine(Engine):
     def __init__(self, backbone: str, stages: Sequence[int], image_size: tuple[int, int], precision: Precision) -> None:
         weights = find_weights(backbone)
         super().__init__(backbone, stages, image_size, precision, weights)
-        network = _Normalised(backbone, stages, weights)
+        network = NormalisedBackbone(backbone, stages, weights)
         self._network = network.to("cuda", memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def _run(self, images: NDArray[np.uint8], features: dict[int, NDArray[np.float32]]) -> None:
@@ -357,16 +273,6 @@ class _CUDAEngine(Engine):
                 for stage, one in zip(self.stages, maps, strict=True):
                     found = one[: len(part)].float().cpu().numpy()
                     features[stage][start : start + len(part)] = found.reshape(-1, *self._shapes[stage])
-
-
-@contextlib.contextmanager
-def _quiet_tracer() -> Iterator[None]:
-    """Trace without the tracer's warnings: sizes that it fixes in the graph are fixed anyway."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from scipy import ndimage
 from autoad.data import Picture, decode_image, load_mask
 from autoad.errors import AutoADError, UnreadableImageError
 from autoad.models import Calibration, Model, draw_heatmap
-from autoad.report._pictures import data_address, reduced
+from autoad.report._html import data_address, reduced
 from autoad.report.material import Material
 from autoad.search.final_scores import FinalScore
 from autoad.search.public import without_paths

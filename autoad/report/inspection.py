@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import jinja2
-
 from autoad.data import decode_image
-from autoad.errors import UnreadableImageError, UsageError
-from autoad.files import write_atomically
-from autoad.report._pictures import data_address, packaged, reduced
+from autoad.errors import UnreadableImageError
+from autoad.report._html import data_address, packaged, reduced, templates, write_page
 from autoad.schema import Finding, FindingKind, Inspection
 
 __all__ = ["write_inspection"]
@@ -55,23 +52,12 @@ def write_inspection(inspection: Inspection, output: Path) -> Path:
         found = [finding for finding in inspection.findings if finding.kind == kind]
         if found:
             groups.append((title, len(found), [_told(finding, inspection.path) for finding in found[:_MOST]]))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("autoad.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    page = (
+        templates()
+        .get_template("inspection.html.j2")
+        .render(inspection=inspection, groups=groups, style=packaged("report.css"))
     )
-    page = environment.get_template("inspection.html.j2").render(
-        inspection=inspection, groups=groups, style=packaged("report.css")
-    )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(output, page.encode())
-    except OSError as error:
-        raise UsageError(
-            f"cannot write the inspection to {str(output)!r} ({error.strerror}); choose another --output"
-        ) from error
+    write_page(output, page, "inspection")
     return output
 
 

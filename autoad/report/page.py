@@ -10,15 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import markupsafe
 import plotly.offline
 
 from autoad.algorithms import ALGORITHMS
-from autoad.errors import UsageError
-from autoad.files import write_atomically
 from autoad.report import tables, trial_figures, verdict_figures, words
-from autoad.report._pictures import packaged
+from autoad.report._html import packaged, templates, write_page
 from autoad.report.gallery import gallery
 from autoad.report.importances import ENOUGH, hyperparameters
 from autoad.report.material import Material, gather
@@ -50,13 +47,7 @@ def write_report(result: SearchResult, output: Path | None = None, *, dataset: s
     file = output or settings.searches_dir / result.search_id / "report.html"
     material = gather(result, settings)
     page = _render(material.for_others(dataset) if dataset else material)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, page.encode())
-    except OSError as error:
-        raise UsageError(
-            f"cannot write the report to {str(file)!r} ({error.strerror}); choose another --output"
-        ) from error
+    write_page(file, page, "report")
     return file
 
 
@@ -76,13 +67,7 @@ def _render(material: Material) -> str:
         )
         if figure is not None
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("autoad.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters |= {
         "number": words.number,
         "percent": words.percent,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import autoad
-from autoad.algorithms import Prediction, get_algorithm
+from autoad.algorithms import Detector, Prediction, get_algorithm
 from autoad.data import Dataset, Picture, Roles, load_mask
 from autoad.errors import ArtifactError, TrialError, is_full
 from autoad.evaluation import (
@@ -30,10 +30,11 @@ from autoad.evaluation import (
     known_pixels,
     paired_difference,
 )
-from autoad.features import FeatureStore, find_weights
+from autoad.features import EngineChoice, FeatureStore, find_weights
 from autoad.models import (
     ArtifactMetrics,
     Backbone,
+    Manifest,
     Member,
     Model,
     Provenance,
@@ -49,7 +50,7 @@ from autoad.search.final_scores import FinalScore, write_final_scores
 from autoad.search.sweep import EVALUATION_SIZE, evaluation_maps
 from autoad.search.trial import TrialTask, load_inputs
 
-__all__ = ["RefitError", "finish_champion", "fit_model"]
+__all__ = ["RefitError", "finish_champion", "fit_model", "save_detector"]
 
 _DEFAULT_PATCHCORE = "patchcore"
 _SPEED_PICTURES = 32
@@ -96,11 +97,26 @@ def fit_model(
     algorithm = get_algorithm(row.algorithm)
     config = algorithm.Config(**row.config | ({"epochs": row.epochs_done} if algorithm.iterative else {}))
     detector = algorithm(config, seed=task.seed, runtime=task.runtime)
-    needs = detector.needs
-    inputs = load_inputs(FeatureStore(task.features_dir), pictures, needs, task.engine, threads=threads)
+    inputs = load_inputs(FeatureStore(task.features_dir), pictures, detector.needs, task.engine, threads=threads)
     for _ in detector.fit(inputs):
         pass
-    backbone = None
+    save_detector(folder, name, detector, task.engine, provenance)
+    return Model.load(folder, threads=threads)
+
+
+def save_detector(
+    folder: Path, name: str, detector: Detector, engine: EngineChoice, provenance: Provenance
+) -> Manifest:
+    """Save a fitted detector with all that scoring by it takes, not calibrated yet.
+
+    Args:
+        folder: of the model.
+        name: of the model.
+        detector: that was fitted.
+        engine: which ran the backbone over the pictures that it was fitted on.
+        provenance: where it comes from.
+    """
+    needs, backbone = detector.needs, None
     if needs.backbone is not None:
         weights = find_weights(needs.backbone)
         backbone = Backbone(
@@ -110,21 +126,20 @@ def fit_model(
             weights_sha256=weights.sha256,
             mean=weights.mean,
             std=weights.std,
-            engine=task.engine.name,
-            precision=task.engine.precision,
+            engine=engine.name,
+            precision=engine.precision,
         )
     member = Member(
-        algorithm=row.algorithm,
-        kind=algorithm.kind,
-        config=dataclasses.asdict(config),
-        seed=task.seed,
+        algorithm=detector.name,
+        kind=detector.kind,
+        config=dataclasses.asdict(detector.config),
+        seed=detector.seed,
         image_size=needs.image_size,
-        device="cuda" if task.runtime.device.startswith("cuda") else "cpu",
-        precision=task.precision,
+        device="cuda" if detector.runtime.device.startswith("cuda") else "cpu",
+        precision=detector.runtime.precision,
         backbone=backbone,
     )
-    save_model(folder, name, member, detector.tensors(), provenance)
-    return Model.load(folder, threads=threads)
+    return save_model(folder, name, member, detector.tensors(), provenance)
 
 
 def _test(model: Model, calibration_scores: _Scores, pictures: Sequence[Picture], seed: int) -> _Tested:

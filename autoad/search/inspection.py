@@ -25,13 +25,16 @@ __all__ = ["inspect_dataset"]
 
 _SIZE = (256, 256)
 _CELLS = 32
+_AT_ONCE = 512
 _NEIGHBOURS = 5
 _SAME = 0.4
 """A pair is nearly the same below this share of the median distance to a picture's nearest five others (a ratio test as
 Lowe's for matches, 2004): distinct pictures of one product have .45 and more, copies .3 and less."""
 
 _FOLDS = 5
-_BANK = 2000
+_FITTED, _BANK = 400, 2000
+"""Pictures that a fold's PatchCore is fitted on, and entries of its bank, at most."""
+
 _UNLIKE = 5.0
 """Robust standard deviations above the median, in log scores, from which a good picture is suspicious."""
 
@@ -41,7 +44,7 @@ _MOST_SUSPICIOUS = 0.1
 _APART = 0.5
 """Mean silhouette from which groups count as such (Kaufman and Rousseeuw, 1990, call .5 a reasonable structure)."""
 
-_GROUPS, _COMPONENTS = 5, 8
+_GROUPS, _COMPONENTS, _SAMPLE = 5, 8, 2000
 _SMALLEST_SHARE, _SMALLEST_GROUP = 0.05, 4
 
 _DIVIDED = "selection or test"
@@ -82,8 +85,8 @@ def inspect_dataset(
         AutoADError: what reading the pictures and computing their features raises.
     """
     pictures = dataset.pictures
-    features = store.features(
-        pictures, backbone=DEFAULT_BACKBONE, stages=(3, 4), image_size=_SIZE, engine=engine, threads=threads
+    features = store.features(  # with stage 2, which PatchCore needs, or the backbone would run twice
+        pictures, backbone=DEFAULT_BACKBONE, stages=(2, 3, 4), image_size=_SIZE, engine=engine, threads=threads
     )
     images = store.images(pictures, _SIZE)
     good = [number for number, picture in enumerate(pictures) if picture.is_normal]
@@ -105,18 +108,21 @@ def _near_duplicates(images: npt.NDArray[np.uint8], pictures: Sequence[Picture])
     grey = images.reshape(count, _CELLS, cell, _CELLS, cell, 3).mean(axis=(2, 4, 5), dtype=np.float64)
     points = grey.reshape(count, -1)
     points -= points.mean(axis=1, keepdims=True)
-    squares = (points**2).sum(1)
-    distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * points @ points.T, 0.0))
-    np.fill_diagonal(distances, np.inf)
-    usual = np.median(np.sort(distances, axis=1)[:, 1 : _NEIGHBOURS + 1], axis=1)
-    shares = distances / np.maximum(np.minimum(usual[:, None], usual), 1e-9)
-    pairs = np.argwhere(np.triu(shares < _SAME))
+    nearest, distances = _neighbours(points, _NEIGHBOURS + 1)
+    usual = np.maximum(np.median(distances[:, 1:], axis=1), 1e-9)
+    # What is so much nearer than the usual is among a picture's nearest.
+    pairs = {
+        (min(i, j), max(i, j)): distance / min(usual[i], usual[j])
+        for i, row in enumerate(nearest)
+        for j, distance in zip(row.tolist(), distances[i].tolist(), strict=True)
+    }
     told = []
-    for i, j in pairs:
+    for (i, j), share in pairs.items():
+        if share >= _SAME:
+            continue
         one, other = pictures[i], pictures[j]
         across = one.split != other.split
         unequal = one.is_normal != other.is_normal
-        share = float(shares[i, j])
         if unequal:
             text = (
                 f"nearly the same picture is labelled {one.label!r} and {other.label!r}; look which is right, and "
@@ -133,6 +139,21 @@ def _near_duplicates(images: npt.NDArray[np.uint8], pictures: Sequence[Picture])
         finding = Finding(kind="near_duplicates", text=text, pictures=[str(one.path), str(other.path)], value=share)
         told.append(((not unequal, not across, share), finding))
     yield from (finding for _, finding in sorted(told, key=lambda pair: pair[0]))
+
+
+def _neighbours(points: _Array, count: int) -> tuple[npt.NDArray[np.int64], _Array]:
+    """Of each point ``[N, D]`` the nearest others, nearest first: their numbers and distances, ``[N, count]``."""
+    squares = (points**2).sum(1)
+    numbers, found = [], []
+    for start in range(0, len(points), _AT_ONCE):
+        here = slice(start, start + _AT_ONCE)
+        distances = np.sqrt(np.maximum(squares[here, None] + squares - 2 * points[here] @ points.T, 0.0))
+        own = np.arange(len(distances))
+        distances[own, start + own] = np.inf
+        order = np.argsort(distances, axis=1)[:, :count]
+        numbers.append(order)
+        found.append(np.take_along_axis(distances, order, axis=1))
+    return np.concatenate(numbers), np.concatenate(found)
 
 
 def _suspicious(good: Sequence[Picture], store: FeatureStore, engine: EngineChoice, threads: int) -> Iterator[Finding]:
@@ -160,6 +181,7 @@ def _held_out_scores(good: Sequence[Picture], store: FeatureStore, engine: Engin
     for fold in range(_FOLDS):
         held = order[fold::_FOLDS]
         fitted = np.setdiff1d(order, held)
+        fitted = fitted[np.linspace(0, len(fitted) - 1, min(_FITTED, len(fitted))).astype(int)]
         needs = algorithm(algorithm.Config()).needs
         train = load_inputs(store, [good[i] for i in fitted], needs, engine, threads)
         patches = len(fitted) * train.features[needs.stages[0]].shape[-2:].numel()
@@ -183,7 +205,7 @@ def _variants(points: _Array, good: Sequence[Picture]) -> Iterator[Finding]:
         groups = KMeans(count, n_init=4, random_state=0).fit_predict(reduced)
         if np.bincount(groups).min() < smallest:
             continue
-        clear = float(silhouette_score(reduced, groups))
+        clear = float(silhouette_score(reduced, groups, sample_size=min(_SAMPLE, len(reduced)), random_state=0))
         if clear >= _APART and (best is None or clear > best[0]):
             best = clear, groups
     if best is None:

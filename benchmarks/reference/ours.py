@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import shutil
@@ -11,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from loop import peak_memory, serve
 
 from autoad.algorithms import Detector, Runtime, get_algorithm
 from autoad.algorithms._coreset import greedy_coreset
+from autoad.algorithms.patchcore import PatchCore, PatchCoreConfig, embed
 from autoad.data import load_image, read_dataset
-from autoad.features import FeatureStore, choose_engine, find_weights, head_precision
-from autoad.models import Backbone, Member, Model, Provenance, save_model, write_manifest
+from autoad.features import FeatureStore, choose_engine, head_precision
+from autoad.models import Model, Provenance, write_manifest
+from autoad.search.champion import save_detector
 from autoad.search.trial import load_inputs
+
+import torch  # isort: skip - after autoad, which says how torch's threads wait
 
 
 class Ours:
@@ -106,13 +108,10 @@ class Ours:
 
     def patches(self, output: str) -> None:
         """Write the default PatchCore's patch features of the training pictures, ``[P, C]`` float32."""
-        kind = get_algorithm("patchcore")
-        detector = kind(kind.Config(coreset_sampling_ratio=1.0))
-        train = load_inputs(FeatureStore(self._store), self._train, detector.needs, self._choice, self._threads)
-        for _ in detector.fit(train):
-            pass
-        learnt = detector.tensors()
-        np.save(output, (learnt["bank"] + learnt["origin"]).numpy())
+        config = PatchCoreConfig()
+        needs = PatchCore(config).needs
+        train = load_inputs(FeatureStore(self._store), self._train, needs, self._choice, self._threads)
+        np.save(output, torch.cat([embed(part, config).flatten(0, 1) for part in train.batches(8)]).numpy())
 
     def coreset(self, points: str, ratio: float, output: str) -> float:
         """Seconds of the coreset sampling alone, as a fit does it; the chosen rows are written."""
@@ -150,30 +149,7 @@ class Ours:
         return kind(kind.Config(**changes), seed=seed, runtime=runtime)
 
     def _save(self, detector: Detector) -> None:
-        needs, backbone = detector.needs, None
-        if needs.backbone is not None:
-            weights = find_weights(needs.backbone)
-            backbone = Backbone(
-                name=needs.backbone,
-                stages=needs.stages,
-                weights_source=weights.source,
-                weights_sha256=weights.sha256,
-                mean=weights.mean,
-                std=weights.std,
-                engine=self._choice.name,
-                precision=self._choice.precision,
-            )
-        member = Member(
-            algorithm=detector.name,
-            kind=detector.kind,
-            config=dataclasses.asdict(detector.config),
-            seed=detector.seed,
-            image_size=needs.image_size,
-            device="cuda" if detector.runtime.device.startswith("cuda") else "cpu",
-            precision=detector.runtime.precision,
-            backbone=backbone,
-        )
-        provenance = Provenance(
+        made_by = Provenance(
             code_version="benchmark",
             search="benchmark",
             trial=0,
@@ -182,7 +158,7 @@ class Ours:
             evidence="labelled",
         )
         shutil.rmtree(self._scratch / "model", ignore_errors=True)
-        save_model(self._scratch / "model", "benchmark", member, detector.tensors(), provenance)
+        save_detector(self._scratch / "model", "benchmark", detector, self._choice, made_by)
         self._model = Model.load(self._scratch / "model", threads=self._threads)
 
 

@@ -22,6 +22,7 @@ from autoad.features import (
     find_weights,
     head_precision,
 )
+from autoad.features import _openvino as openvino_module
 from autoad.features import engines as module
 
 SIZE = (75, 110)
@@ -113,7 +114,7 @@ def test_a_kept_engine_gives_the_same_to_the_last_bit(
     for number, way in enumerate(ways):
         monkeypatch.setenv("AUTOAD_DATA_DIR", str(tmp_path / str(number)))
         fresh.append(create(*way)(images))
-    monkeypatch.setattr(module, "_convert", lambda *_: pytest.fail("converted again"))
+    monkeypatch.setattr(openvino_module, "_convert", lambda *_: pytest.fail("converted again"))
     for number in range(len(ways)):
         monkeypatch.setenv("AUTOAD_DATA_DIR", str(tmp_path / str(number)))
         for way, expected in zip(ways, fresh, strict=True):
@@ -128,7 +129,7 @@ def test_what_is_kept_of_an_engine_may_be_anything(
     expected = create_engine(DEFAULT_BACKBONE, (2,), SIZE, engine="openvino")(images)[2]
     for wrong in (b"", b"nonsense"):  # sound files of which OpenVINO can make nothing
         with monkeypatch.context() as patch:
-            patch.setattr(module, "recall", lambda _, wrong=wrong: wrong)
+            patch.setattr(openvino_module, "recall", lambda _, wrong=wrong: wrong)
             got = create_engine(DEFAULT_BACKBONE, (2,), SIZE, engine="openvino")(images)[2]
         assert np.array_equal(got, expected)
 
