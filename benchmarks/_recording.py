@@ -89,7 +89,7 @@ def record(
     task = TrialTask(
         train=roles.train[:train],
         selection=_thin(roles.selection, selection),
-        synthetic=False,
+        labelled_weight=1.0,
         features_dir=store,
         engine=engine,
         precision=head_precision(engine),

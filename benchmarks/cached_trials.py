@@ -51,7 +51,7 @@ def main() -> None:
         task = TrialTask(
             train=tuple(train[:200]),
             selection=tuple(test[:200]),
-            synthetic=False,
+            labelled_weight=1.0,
             features_dir=parsed.store,
             engine=engine,
             precision=head_precision(engine),

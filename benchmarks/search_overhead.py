@@ -31,6 +31,7 @@ from autoad.search.budget import Budget
 from autoad.search.cluster import LocalWorkers, local_ray
 from autoad.search.dispatch import Dispatcher
 from autoad.search.lease import Lease
+from autoad.search.selection_scores import SelectionScores
 from autoad.search.space import load_spaces
 from autoad.search.study import Proposer, study_storage
 from autoad.search.trial import TrialReport, TrialTask
@@ -70,6 +71,7 @@ class Sleeper:
             latency_ms=None,
             peak_memory_mb=None,
             model_mb=0.0,
+            scores=np.zeros(0, np.float32),
         )
 
 
@@ -104,7 +106,7 @@ def search(trials: int, workers: int, sleep: float, rounds: int = 0) -> dict[str
         settings = Settings(data_dir=Path(folder))
         spaces = load_spaces(["dfm", "dfkde", "padim", "patchcore"])
         task = SleepTask(
-            (), (), False, settings.features_dir, choose_engine(), "float32", "image_auroc", {}, 0, True,
+            (), (), 1.0, settings.features_dir, choose_engine(), "float32", "image_auroc", {}, 0, True,
             sleep=sleep, rounds=rounds,
         )  # fmt: skip
         database = Database(settings)
@@ -114,7 +116,14 @@ def search(trials: int, workers: int, sleep: float, rounds: int = 0) -> dict[str
         with Lease(database, "s", 0.0, 60.0) as lease, local_ray(LocalWorkers(workers)):
             up = time.monotonic()
             dispatcher = Dispatcher(proposer, spaces, Budget(trials, None, workers), lease.write_trial, Silent())
-            run_trials(dispatcher, task, LocalWorkers(workers), None, settings.searches_dir / "tune")
+            run_trials(
+                dispatcher,
+                task,
+                LocalWorkers(workers),
+                None,
+                settings.searches_dir / "tune",
+                SelectionScores(settings.searches_dir / "s"),
+            )
             ended = time.monotonic()
         rows = sorted(database.trials("s"), key=lambda row: row.started_after or 0.0)
         database.close()

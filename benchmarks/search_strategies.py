@@ -37,6 +37,7 @@ from _results import FULL, Results, read_results, result_key, show
 from _simulation import Outcome, simulate
 from _surrogate import Surrogate
 
+import autoad.search.course
 import autoad.search.run
 from autoad.schema import TrialRow
 from autoad.search.dispatch import Dispatcher
@@ -235,7 +236,7 @@ def replay(files: Sequence[Path], results: Path, *, seeds: int, seconds: float, 
 def confirm(data: Path, results: Path, variant: str, *, seconds: float, seed: int) -> None:
     """Run a real search with some strategies left out, in the data folder of the settings, and write its curve down."""
     strategy = VARIANTS[variant].get("strategy", Strategy())
-    autoad.search.run.Dispatcher = functools.partial(Dispatcher, strategy=strategy)  # type: ignore[assignment, misc]
+    autoad.search.course.Dispatcher = functools.partial(Dispatcher, strategy=strategy)  # type: ignore[assignment, misc]
     name = f"{variant.replace(' ', '-')}-{seed}-{time.time_ns()}"
     found = autoad.search.run.run_search(
         SearchRequest(data=data, seconds=seconds, seed=seed, name=name, warm_start=False), FanOut()

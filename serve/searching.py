@@ -78,6 +78,8 @@ def _search(search_id: str, request: SubmitRequest, data: Path, database: Databa
                 max_epochs=request.max_epochs,
                 false_positive_rate=request.false_positive_rate,
                 patience=request.patience,
+                max_latency_ms=request.max_latency_ms,
+                max_memory_mb=request.max_memory_mb,
                 address=address,
             ),
             listener,

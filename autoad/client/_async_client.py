@@ -233,6 +233,8 @@ class AsyncClient:
         max_epochs: int | None = None,
         false_positive_rate: float | None = None,
         patience: int | None = None,
+        max_latency_ms: float | None = None,
+        max_memory_mb: float | None = None,
         promote_when: PromoteWhen = "never",
         idempotency_key: str | None = None,
     ) -> AsyncSearch:
@@ -253,6 +255,8 @@ class AsyncClient:
             max_epochs=max_epochs,
             false_positive_rate=false_positive_rate,
             patience=patience,
+            max_latency_ms=max_latency_ms,
+            max_memory_mb=max_memory_mb,
             promote_when=promote_when,
         )
         if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):

@@ -208,6 +208,8 @@ class Client:
         max_epochs: int | None = None,
         false_positive_rate: float | None = None,
         patience: int | None = None,
+        max_latency_ms: float | None = None,
+        max_memory_mb: float | None = None,
         promote_when: PromoteWhen = "never",
         idempotency_key: str | None = None,
     ) -> Search:
@@ -227,6 +229,8 @@ class Client:
             max_epochs: lowers the ceilings of epochs.
             false_positive_rate: share of good pictures that may be called anomalous.
             patience: end after so many finished trials in a row without a better one.
+            max_latency_ms: most milliseconds that the champion may take for a picture on the server.
+            max_memory_mb: most memory, in MB, that a process which scores with the champion may take.
             promote_when: whether the champion is promoted at the end: ``never``, ``always``, or when it is ``better``
                 than the version that serves by more than chance.
             idempotency_key: a second search with the same key is the first; made by default.
@@ -252,6 +256,8 @@ class Client:
                 max_epochs=max_epochs,
                 false_positive_rate=false_positive_rate,
                 patience=patience,
+                max_latency_ms=max_latency_ms,
+                max_memory_mb=max_memory_mb,
                 promote_when=promote_when,
                 idempotency_key=idempotency_key,
             )

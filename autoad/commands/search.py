@@ -64,6 +64,12 @@ def search(
     patience: Annotated[
         int | None, typer.Option(min=1, help="End after so many finished trials in a row without a better one.")
     ] = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(help="Most milliseconds that the champion may take for a picture on this machine.")
+    ] = None,
+    max_memory_mb: Annotated[
+        float | None, typer.Option(help="Most memory, in MB, that a process which scores with the champion may take.")
+    ] = None,
     trial_timeout: Annotated[
         str, typer.Option(help="Time after which a trial counts as hanging. Default a quarter of --time, or 1h.")
     ] = "",
@@ -118,6 +124,8 @@ def search(
             max_epochs=max_epochs,
             false_positive_rate=false_positive_rate,
             patience=patience,
+            max_latency_ms=max_latency_ms,
+            max_memory_mb=max_memory_mb,
             promote_when=cast(PromoteWhen, promote_when),
         )
         return
@@ -154,6 +162,8 @@ def search(
         false_positive_rate=false_positive_rate,
         patience=patience,
         trial_timeout=limit,
+        max_latency_ms=max_latency_ms,
+        max_memory_mb=max_memory_mb,
         engine=engine,
         precision=precision,
         address=address,

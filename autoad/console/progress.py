@@ -61,8 +61,7 @@ class View:
 
     def value(self, row: TrialRow) -> float | None:
         """The objective of a trial."""
-        value: float | None = getattr(row.validation, self.objective)
-        return value
+        return row.value(self.objective)
 
     @property
     def best(self) -> Timed | None:

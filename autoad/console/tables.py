@@ -13,7 +13,7 @@ from rich.text import Text
 
 from autoad.console._streams import out
 from autoad.console._text import duration, number, short_config
-from autoad.schema import Champion, ScoredPicture, SearchEntry, SearchResult, TrialRow
+from autoad.schema import Champion, Choice, ScoredPicture, SearchEntry, SearchResult, TrialRow
 
 __all__ = ["leaderboard_table", "print_records", "print_result", "print_scores", "searches_table"]
 
@@ -65,6 +65,8 @@ def print_result(result: SearchResult, *, top: int = 15, there: str | None = Non
     counts = ", ".join(f"{count} {name}" for name, count in dataset.counts.items())
     out.print(f"{result.name}  {dataset.path} ({counts}), {duration(result.seconds)}, {result.engine}")
     out.print(f"evidence: {result.evidence}; ranked by {result.objective} on {_roles(dataset.roles['selection'])}")
+    if result.choice is not None:
+        out.print(_chosen(result.choice))
     for note in result.notes:
         out.print(f"note: {note}", style="yellow")
     out.print()
@@ -124,6 +126,19 @@ def print_result(result: SearchResult, *, top: int = 15, there: str | None = Non
             style="bold",
             soft_wrap=True,
         )
+
+
+def _chosen(choice: Choice) -> str:
+    """Why the champion is the champion, and how sure that is."""
+    how = f"chosen: trial {choice.trial}"
+    if choice.trial != choice.best:
+        how += (
+            f", which is faster than the best, trial {choice.best}, and ties with it "
+            f"({choice.behind:.3f} ± {choice.error:.3f} behind)"
+        )
+    elif len(choice.tied) > 1:
+        how += f", the best; {len(choice.tied) - 1} more tie with it but are no faster"
+    return f"{how}; best in {choice.wins:.0%} of resamplings, its algorithm in {choice.algorithm_wins:.0%}"
 
 
 def _address(champion: Champion) -> str:

@@ -34,7 +34,6 @@ from typing import Any, Literal, get_args
 from autoad.data._picture import Picture
 from autoad.data.dataset import Dataset
 from autoad.errors import DatasetError
-from autoad.schema import Evidence
 
 __all__ = ["Role", "Roles", "assign_roles"]
 
@@ -53,14 +52,12 @@ class Roles:
         selection: normals and, where there are any, defective pictures that rank the trials.
         calibration: normals that set the threshold.
         test: normals and defective pictures that nothing but the final report may see.
-        evidence: ``"labelled"`` if selection holds a real defect, else ``"synthetic"``.
     """
 
     train: tuple[Picture, ...]
     selection: tuple[Picture, ...]
     calibration: tuple[Picture, ...]
     test: tuple[Picture, ...]
-    evidence: Evidence
 
     @property
     def role_of(self) -> dict[str, Role]:
@@ -69,7 +66,7 @@ class Roles:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON record of the assignment, without the pictures themselves."""
-        return {"evidence": self.evidence, "role_of": self.role_of}
+        return {"role_of": self.role_of}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], dataset: Dataset) -> Roles:
@@ -86,7 +83,7 @@ class Roles:
                 f"dataset {dataset.name} must hold the pictures whose roles were stored but {added} were added and "
                 f"{removed} removed: start a new search"
             )
-        return cls(**_by_role(dataset.pictures, role_of), evidence=record["evidence"])
+        return cls(**_by_role(dataset.pictures, role_of))
 
 
 def assign_roles(dataset: Dataset) -> Roles:
@@ -125,9 +122,7 @@ def assign_roles(dataset: Dataset) -> Roles:
     select_normals = not any(p.is_normal for p in validation)
     test_normals = not has_test and not any(p.is_normal for p in pool)
     role_of |= _divide(learnt, select_normals=select_normals, test_normals=test_normals)
-    by_role = _by_role(dataset.pictures, role_of)
-    labelled = any(not p.is_normal for p in by_role["selection"])
-    return Roles(**by_role, evidence="labelled" if labelled else "synthetic")
+    return Roles(**_by_role(dataset.pictures, role_of))
 
 
 def _divide(normals: list[Picture], *, select_normals: bool, test_normals: bool) -> dict[str, Role]:

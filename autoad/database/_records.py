@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, ColumnElement, DateTime, ForeignKey, Index, UniqueConstraint, func
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from autoad.schema import Objective
 
 __all__ = [
     "ApiKey",
@@ -22,6 +24,7 @@ __all__ = [
     "Trial",
     "Upload",
     "aware",
+    "objective_value",
     "utc_now",
 ]
 
@@ -89,6 +92,11 @@ class Trial(Base):
     row: Mapped[dict[str, Any]]
     created: Mapped[datetime.datetime] = mapped_column(default=utc_now)
     finished: Mapped[datetime.datetime | None]
+
+
+def objective_value(objective: Objective) -> ColumnElement[float]:
+    """What a search maximised, as :meth:`autoad.schema.TrialRow.value` has it."""
+    return func.coalesce(Trial.row["objective"].as_float(), Trial.row["validation", objective].as_float())
 
 
 class ModelVersion(Base):

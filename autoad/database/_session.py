@@ -19,7 +19,7 @@ from sqlalchemy import case, event, func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from autoad.database._owner import is_gone
-from autoad.database._records import Search, Trial, utc_now
+from autoad.database._records import Search, Trial, objective_value, utc_now
 from autoad.errors import ConflictError, LeaseLostError, UsageError
 from autoad.schema import Objective, TrialRow
 from autoad.settings import Settings, get_settings
@@ -301,7 +301,7 @@ class Database:
 
     def best_values(self, search_ids: Collection[str], objective: Objective) -> dict[str, float]:
         """The largest objective of each search's complete trials; searches without one are absent."""
-        value = Trial.row["validation", objective].as_float()
+        value = objective_value(objective)
         query = (
             select(Trial.search_id, func.max(value))
             .where(Trial.project == self.project, Trial.search_id.in_(search_ids), Trial.status == "complete")

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, case, func, select, text, tuple_, update
 from sqlalchemy.orm import Session
 
-from autoad.database._records import Search, Submission, Trial, utc_now
+from autoad.database._records import Search, Submission, Trial, objective_value, utc_now
 from autoad.database._session import Database
 from autoad.errors import QueueLimitError
 from autoad.schema import Objective, TrialRow
@@ -107,7 +107,7 @@ class SubmissionTables:
 
     def ended_trials(self, search: str, objective: Objective, after: int = -1) -> Sequence[EndedTrial]:
         """A search's trials of larger numbers than ``after`` that have ended, in the order in which they did."""
-        value = case((Trial.status == "complete", Trial.row["validation", objective].as_float()))
+        value = case((Trial.status == "complete", objective_value(objective)))
         query = select(Trial.number, Trial.status, value).where(
             Trial.search_id == search, Trial.number > after, Trial.status != "running"
         )

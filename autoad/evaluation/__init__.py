@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autoad.evaluation.comparison import Comparison, compare_trials, labelled_weight
 from autoad.evaluation.intervals import (
     PixelIntervals,
     bootstrap_interval,
@@ -11,7 +12,7 @@ from autoad.evaluation.intervals import (
 from autoad.evaluation.metrics import ImageMetrics, PixelMetrics, image_metrics
 from autoad.evaluation.pixels import pixel_metrics
 from autoad.evaluation.regions import find_regions
-from autoad.evaluation.summary import average_ranks, by_defect, compute_metrics, known_pixels
+from autoad.evaluation.summary import by_defect, compute_metrics, known_pixels
 from autoad.evaluation.thresholds import (
     Threshold,
     conformal_threshold,
@@ -22,20 +23,22 @@ from autoad.evaluation.thresholds import (
 from autoad.schema import Region
 
 __all__ = [
+    "Comparison",
     "ImageMetrics",
     "PixelIntervals",
     "PixelMetrics",
     "Region",
     "Threshold",
-    "average_ranks",
     "bootstrap_interval",
     "bootstrap_pixel_interval",
     "by_defect",
+    "compare_trials",
     "compute_metrics",
     "conformal_threshold",
     "find_regions",
     "image_metrics",
     "known_pixels",
+    "labelled_weight",
     "normalize_scores",
     "paired_difference",
     "pixel_metrics",

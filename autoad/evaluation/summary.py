@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +12,7 @@ from autoad.evaluation.metrics import image_metrics
 from autoad.evaluation.pixels import pixel_metrics
 from autoad.schema import Metrics
 
-__all__ = ["average_ranks", "by_defect", "compute_metrics", "known_pixels"]
-
-_Trial = TypeVar("_Trial", int, str)
-
+__all__ = ["by_defect", "compute_metrics", "known_pixels"]
 
 _Masks = Sequence[npt.NDArray[np.bool_] | None]
 
@@ -110,28 +106,3 @@ def by_defect(
             exact=exact,
         )
     return result
-
-
-def average_ranks(values: Mapping[_Trial, Mapping[str, float | None]]) -> dict[_Trial, float]:
-    """Rank trials within each kind of synthetic defect and average their ranks.
-
-    A trial that is good at one kind only cannot win by a wide margin there.
-
-    Args:
-        values: by trial and kind, higher is better; a value that is missing or None ranks last.
-
-    Returns:
-        Average rank by trial; 1 is best, and trials that tie share the mean of their ranks.
-    """
-    kinds = sorted({kind for row in values.values() for kind in row})
-    if not kinds:
-        return dict.fromkeys(values, 1.0)
-    # Trials by kinds; what is missing lies below everything.
-    cells = [[row.get(kind) for kind in kinds] for row in values.values()]
-    table = np.array([[-np.inf if cell is None else cell for cell in row] for row in cells])
-    if np.isnan(table).any():
-        raise ValueError("values must not be NaN; leave out, or set to None, what could not be computed")
-    from scipy import stats  # half a second that no process that only scores should wait
-
-    means = stats.rankdata(-table, axis=0).mean(axis=1)
-    return dict(zip(values, means.tolist(), strict=True))

@@ -66,8 +66,7 @@ class Material:
 
     def objective(self, row: TrialRow) -> float | None:
         """What the trial reached on the selection pictures."""
-        value = getattr(row.validation, self.result.objective)
-        return None if value is None else float(value)
+        return row.value(self.result.objective)
 
     def scores_of(self, model: str, role: str) -> list[FinalScore]:
         """Answers of one model to the pictures of one role."""

@@ -11,7 +11,7 @@ from typing import Any
 from scipy.stats import betabinom
 
 from autoad.report.material import Material
-from autoad.schema import Champion, Objective
+from autoad.schema import Champion, Choice, Objective
 from autoad.search import SearchRequest
 
 __all__ = [
@@ -124,7 +124,10 @@ def answer(material: Material) -> list[str]:
                 "selection pictures; the test pictures have not been looked at."
             )
         return sentences
-    return [_which(material, champion), _beside(champion), _threshold(material, champion)]
+    told = [_which(material, champion), _beside(champion), _threshold(material, champion)]
+    if material.result.choice is not None:
+        told.append(_chosen(material.result.choice, champion))
+    return told
 
 
 def _which(material: Material, champion: Champion) -> str:
@@ -141,6 +144,25 @@ def _which(material: Material, champion: Champion) -> str:
     return (
         f"Use {champion.algorithm} (trial {champion.trial}): on {seen} it reached an image AUROC of "
         f"{test.image_auroc:.3f}{bounds}, which is how often a defective picture scores above a good one."
+    )
+
+
+def _chosen(choice: Choice, champion: Champion) -> str:
+    if choice.trial != choice.best:
+        why = (
+            f"It was chosen because it is faster than trial {choice.best}, the best on the selection pictures, and no "
+            f"worse by more than chance ({choice.behind:.3f} in image AUROC, standard error {choice.error:.3f})"
+        )
+    elif len(choice.tied) > 1:
+        why = (
+            f"It was chosen as the best on the selection pictures; {count(len(choice.tied) - 1, 'other trial')} "
+            f"{'is' if len(choice.tied) == 2 else 'are'} worse by no more than chance, but no faster"
+        )
+    else:
+        why = "It was chosen as the best on the selection pictures by more than chance"
+    return (
+        f"{why}; had these pictures been drawn again, it would have been the best in {choice.wins:.0%} of all cases, "
+        f"and a trial of {champion.algorithm} in {choice.algorithm_wins:.0%}."
     )
 
 
@@ -195,6 +217,13 @@ def caveats(material: Material) -> list[Caveat]:
     def warn(title: str, text: str) -> None:
         told.append(Caveat(title, text))
 
+    if result.evidence == "both":
+        share = "" if result.choice is None else f", which counted for {1 - result.choice.labelled_weight:.0%}"
+        warn(
+            "Chosen by few labelled defects",
+            f"There were {result.dataset.roles['selection']['defective']} labelled defects to select by, too few to "
+            f"decide alone, so drawn ones stood beside them{share}. More labelled ones make the choice surer.",
+        )
     if result.evidence == "synthetic":
         warn(
             "Chosen by synthetic defects",

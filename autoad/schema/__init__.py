@@ -43,6 +43,7 @@ from autoad.schema.models import (
 from autoad.schema.searches import (
     METRIC_NAMES,
     Champion,
+    Choice,
     DatasetSummary,
     Difference,
     Evidence,
@@ -73,6 +74,7 @@ __all__ = [
     "METRIC_NAMES",
     "PACK_BYTES",
     "Champion",
+    "Choice",
     "DatasetEntry",
     "DatasetPage",
     "DatasetPicture",

@@ -15,6 +15,7 @@ from autoad.schema._record import Record
 __all__ = [
     "METRIC_NAMES",
     "Champion",
+    "Choice",
     "DatasetSummary",
     "Difference",
     "Evidence",
@@ -29,7 +30,8 @@ __all__ = [
     "TrialStatus",
 ]
 
-Evidence = Literal["labelled", "synthetic"]
+Evidence = Literal["labelled", "both", "synthetic"]
+"""What trials are ranked by: labelled defects, synthetic ones, or both while there are few labelled ones."""
 Objective = Literal["image_auroc", "image_aupr", "image_f1_max", "pixel_auroc", "aupro"]
 Origin = Literal["default", "warm", "sampler"]
 TrialStatus = Literal["running", "complete", "pruned", "failed", "stopped"]
@@ -100,8 +102,9 @@ class TrialRow(Record):
             (the search ended first).
         reason: why it failed or stopped.
         seconds: time of the trial, features included.
-        validation: metrics on the selection role.
-        by_kind: image AUROC by kind of synthetic defect, when those selected.
+        objective: what the search maximises: of the metric that it was asked for, the value that its evidence gives.
+        validation: metrics on the selection role; of its labelled defects where there are any, else of synthetic ones.
+        by_kind: image AUROC by kind of synthetic defect, where those count.
         latency_ms: median time to score one picture from pixels, one thread.
         epochs_done: epochs trained, for algorithms that train.
         budget_limited: whether the trial's share of the time ended before the ceiling of epochs.
@@ -126,6 +129,7 @@ class TrialRow(Record):
     status: TrialStatus
     reason: str | None = None
     seconds: float | None = None
+    objective: float | None = None
     validation: Metrics = Metrics()
     by_kind: dict[str, float] = Field(default_factory=dict)
     latency_ms: float | None = None
@@ -144,6 +148,36 @@ class TrialRow(Record):
     started_after: float | None = None
     ended_after: float | None = None
     origin: Origin = "sampler"
+
+    def value(self, objective: Objective) -> float | None:
+        """What the search maximises; of rows that do not say, the metric on the selection role."""
+        value: float | None = getattr(self.validation, objective) if self.objective is None else self.objective
+        return value
+
+
+class Choice(Record):
+    """Why the search chose the trial that became its champion, and how sure that is.
+
+    Attributes:
+        trial: the chosen one.
+        labelled_weight: how much labelled defects counted beside synthetic ones, from 0 to 1.
+        best: trial with the highest objective.
+        behind: by how much the chosen one's is lower.
+        error: standard error of that difference (stratified bootstrap of the selection pictures).
+        tied: trials that are no worse than the best by more than one standard error, the chosen one among them; the
+            fastest of them was chosen.
+        wins: share of the bootstrap draws in which the chosen one is the best.
+        algorithm_wins: share in which a trial of its algorithm is.
+    """
+
+    trial: int
+    labelled_weight: float
+    best: int
+    behind: float
+    error: float
+    tied: list[int]
+    wins: float
+    algorithm_wins: float
 
 
 class Champion(Record):
@@ -192,7 +226,12 @@ class DatasetSummary(Record):
 
 
 class SearchResult(Record):
-    """Everything that ``autoad search --json`` prints."""
+    """Everything that ``autoad search --json`` prints.
+
+    Attributes:
+        evidence: what ranked the trials: ``labelled`` defects, ``synthetic`` ones, or ``both``.
+        choice: how the champion was chosen; None before that, and where the objective is no image AUROC.
+    """
 
     search_id: str
     name: str
@@ -206,6 +245,7 @@ class SearchResult(Record):
     notes: list[str]
     champion: Champion | None
     leaderboard: list[TrialRow]
+    choice: Choice | None = None
 
 
 class SearchEntry(Record):

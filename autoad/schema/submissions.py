@@ -45,6 +45,8 @@ class SubmitRequest(Record):
         max_epochs: lowers the ceilings of epochs.
         false_positive_rate: share of good pictures that may be called anomalous.
         patience: end after so many finished trials in a row without a better one.
+        max_latency_ms: most milliseconds that the champion may take for a picture on the server.
+        max_memory_mb: most memory, in MB, that a process which scores with the champion may take.
         promote_when: whether the champion is promoted at the end: ``never``; when it beats the version that serves, on
             the dataset's test pictures, by more than chance (``better``; also when none serves); or ``always``.
     """
@@ -62,12 +64,16 @@ class SubmitRequest(Record):
     max_epochs: int | None = Field(default=None, ge=1, le=100_000)
     false_positive_rate: float | None = Field(default=None, gt=0, lt=1)
     patience: int | None = Field(default=None, ge=1, le=1_000_000)
+    max_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_memory_mb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     promote_when: PromoteWhen = "never"
 
     @model_validator(mode="after")
     def _has_no_clock(self) -> Self:
         if self.deterministic and self.seconds is not None:
             raise ValueError("a deterministic search must not depend on the clock: give trials instead of seconds")
+        if self.deterministic and (self.max_latency_ms, self.max_memory_mb) != (None, None):
+            raise ValueError("a deterministic search must not depend on what is measured: leave the limits out")
         return self
 
 

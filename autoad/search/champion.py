@@ -46,6 +46,7 @@ from autoad.models.parity import choose_parity, write_parity
 from autoad.models.registry import Registry
 from autoad.models.speed import measure_speed
 from autoad.schema import Champion, Difference, Evidence, ModelVersionEntry, TestMetrics, TrialRow
+from autoad.search.choice import Limits
 from autoad.search.final_scores import FinalScore, write_final_scores
 from autoad.search.sweep import EVALUATION_SIZE, evaluation_maps
 from autoad.search.trial import TrialTask, load_inputs
@@ -57,7 +58,7 @@ _SPEED_PICTURES = 32
 
 
 class RefitError(TrialError):
-    """A trial that succeeded cannot be fitted again on the train and selection pictures together."""
+    """A trial that succeeded gives no model that can be used: it cannot be fitted again, or costs too much."""
 
 
 _Scores = np.ndarray[Any, np.dtype[np.float64]]
@@ -204,6 +205,7 @@ def finish_champion(
     search: str,
     evidence: Evidence,
     rate: float,
+    limits: Limits,
     registry: Registry,
     scratch_dir: Path,
     scores_file: Path,
@@ -226,6 +228,7 @@ def finish_champion(
         search: id of the search.
         evidence: what the trials were ranked by.
         rate: false-positive rate that the threshold guarantees.
+        limits: that the finished model must keep to.
         registry: where the model goes.
         scratch_dir: folder in which it is made, on the disk of the registry's.
         scores_file: where the calibration and test scores of both models go.
@@ -235,7 +238,8 @@ def finish_champion(
         note: told what should be kept with the result.
 
     Raises:
-        RefitError: the trial's configuration does not work on these pictures.
+        RefitError: the trial's configuration does not work on these pictures, or its model exceeds the limits; the
+            test pictures have not been looked at then.
     """
     made = registry.made_of(search, row.trial, name)
     if made is not None:
@@ -262,6 +266,18 @@ def finish_champion(
             raise RefitError(f"trial {row.trial} ({row.algorithm}) could not be refitted: {error}") from error
         model, _, scores = model.calibrate(calibration, rate)
         write_manifest(scratch / "champion", model.manifest)
+        say("measuring its speed")
+        speed = None
+        try:
+            speed = measure_speed(
+                scratch / "champion", [picture.path for picture in roles.calibration][:_SPEED_PICTURES], threads=threads
+            )
+        except ArtifactError as error:
+            note(str(error))
+        else:
+            refusal = limits.refusal(latency_ms=speed.latency_ms, memory_mb=speed.peak_memory_mb)
+            if refusal:
+                raise RefitError(f"trial {row.trial} ({row.algorithm}) is no champion: it {refusal}")
         say("recording what it says of pictures that whoever deploys it can compare with")
         write_parity(scratch / "champion", model, choose_parity(roles.selection, roles.calibration))
         say(f"testing on {len(roles.test)} pictures that the search never saw")
@@ -283,14 +299,6 @@ def finish_champion(
         difference = None
         if default and (compared := paired_difference(champion.scores, default.scores, labels, seed=task.seed)):
             difference = Difference(image_auroc=compared[0], low=compared[1], high=compared[2])
-        say("measuring its speed")
-        speed = None
-        try:
-            speed = measure_speed(
-                scratch / "champion", [picture.path for picture in roles.calibration][:_SPEED_PICTURES], threads=threads
-            )
-        except ArtifactError as error:
-            note(str(error))
         metrics = ArtifactMetrics(
             validation=row.validation,
             test=champion.metrics,

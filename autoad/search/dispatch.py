@@ -24,7 +24,7 @@ from autoad.search.jobs import Job, Listener, Strategy, Suggestion
 from autoad.search.ladders import AlgorithmLadders
 from autoad.search.shares import Standing, choose_algorithm, standard_error
 from autoad.search.space import Space
-from autoad.search.study import Proposer, objective_of
+from autoad.search.study import Proposer
 from autoad.search.trial import RUNGS
 
 __all__ = ["Dispatcher"]
@@ -84,7 +84,6 @@ class Dispatcher:
         pictures: normal and anomalous selection pictures, for the objective's standard error.
         queue: trials to begin with.
         known: rows of an interrupted search.
-        by_rank: whether the leaderboard is ordered by ranks over synthetic kinds rather than by the objective.
         timed: whether the clock may decide anything but the end.
         memory: bytes that a trial is expected to take, by algorithm and configuration.
         strategy: what helps the search along.
@@ -103,7 +102,6 @@ class Dispatcher:
         pictures: tuple[int, int] = (1, 1),
         queue: Sequence[Suggestion] = (),
         known: Sequence[TrialRow] = (),
-        by_rank: bool = False,
         timed: bool = True,
         memory: Callable[[str, Mapping[str, Any]], int] | None = None,
         strategy: Strategy | None = None,
@@ -117,7 +115,6 @@ class Dispatcher:
         self._epochs = dict(epochs or {})
         self._pictures = pictures
         self._queue = deque(queue)
-        self._by_rank = by_rank
         self._timed = timed
         self._memory = memory
         self._strategy = strategy or Strategy()
@@ -139,7 +136,7 @@ class Dispatcher:
                 if row.started_after is None:  # refused before it began: the process that did so has not counted it
                     continue
                 self._counted += 1
-                self._learn(row, objective_of(row, objective))
+                self._learn(row, row.value(objective))
 
     @property
     def finished(self) -> bool:
@@ -193,7 +190,8 @@ class Dispatcher:
             update={
                 "node": node,
                 "attempts": running.attempts,
-                "validation": Metrics(),  # what an earlier attempt had reached is void
+                "objective": None,  # what an earlier attempt had reached is void
+                "validation": Metrics(),
                 "epochs_done": None,
                 "curve": {},
                 "started_after": round(now, 3),
@@ -210,9 +208,8 @@ class Dispatcher:
             config=running.row.proposed,
             sweep=self._spaces[running.row.algorithm].sweep(running.row.proposed),
             seconds=self._budget.share() if self._timed else None,
-            # A trial below the fifth best of those that have finished cannot end among the first five; where ranks
-            # over synthetic kinds decide, it can.
-            exact_above=best[_EXACT_ROWS - 1] if len(best) >= _EXACT_ROWS and not self._by_rank else -math.inf,
+            # A trial below the fifth best of those that have finished cannot end among the first five.
+            exact_above=best[_EXACT_ROWS - 1] if len(best) >= _EXACT_ROWS else -math.inf,
             memory_limit=running.limit,
         )
 
@@ -272,7 +269,7 @@ class Dispatcher:
             Whether the trial is to train on.
         """
         running = self._running[worker]
-        known = dict(update)
+        known = dict(update) | {"objective": objective}
         config = running.row.proposed | known.pop("swept", {})
         running.row = TrialRow.model_validate(running.row.model_dump() | known | {"config": config})
         row = running.row

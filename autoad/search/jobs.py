@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from autoad.schema import Origin, TrialRow
+from autoad.schema import Origin, SearchResult, TrialRow
+from autoad.search.budget import Budget
 
-__all__ = ["Job", "Listener", "Strategy", "Suggestion"]
+__all__ = ["Job", "Listener", "SearchListener", "Strategy", "Suggestion"]
 
 
 class Listener(Protocol):
@@ -69,3 +70,22 @@ class Job:
     seconds: float | None
     exact_above: float
     memory_limit: int | None = None
+
+
+class SearchListener(Listener, Protocol):
+    """Hears how the search goes."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line."""
+
+    def opened(self, search: SearchResult, rows: Sequence[TrialRow]) -> None:
+        """This process carries the search out; ``rows`` are trials from before an interruption."""
+
+    def begin(self, budget: Budget) -> None:
+        """Trials begin."""
+
+    def end(self) -> None:
+        """Trials have ended."""
+
+    def closed(self, result: SearchResult) -> None:
+        """The search is over, in whatever way."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 
 from autoad.algorithms import ALGORITHMS, Precision, get_algorithm
 from autoad.data import Dataset, Roles, assign_roles, read_dataset
 from autoad.errors import CalibrationError, DatasetError, UnknownNameError, UsageError, WeightsError
-from autoad.evaluation import smallest_rate
+from autoad.evaluation import labelled_weight, smallest_rate
 from autoad.features import EngineChoice, backbone_stages, choose_engine, head_precision, reachable_backbones
 from autoad.models import check_model_name
-from autoad.schema import METRIC_NAMES, Objective
+from autoad.schema import METRIC_NAMES, Evidence, Objective
+from autoad.search.choice import Limits
 from autoad.search.space import Space, load_spaces
 
 __all__ = [
@@ -57,6 +59,8 @@ class SearchRequest:
         address: ``HOST:PORT`` of a running Ray cluster to search on; empty for this machine alone.
         false_positive_rate: for the threshold; None for 5 %, or the smallest that the pictures allow.
         patience: finished trials in a row that may fail to improve the best before the search ends; None for any.
+        max_latency_ms: of the champion; None for any.
+        max_memory_mb: likewise.
         trial_timeout: seconds after which a trial counts as hanging; None for a quarter of the trials' time.
     """
 
@@ -75,6 +79,8 @@ class SearchRequest:
     false_positive_rate: float | None = None
     patience: int | None = None
     trial_timeout: float | None = None
+    max_latency_ms: float | None = None
+    max_memory_mb: float | None = None
     engine: str = "auto"
     precision: str = "auto"
     address: str = ""
@@ -82,17 +88,29 @@ class SearchRequest:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A request, checked against the dataset and this machine."""
+    """A request, checked against the dataset and this machine.
+
+    Attributes:
+        labelled_weight: of labelled defects beside synthetic ones in what ranks the trials.
+        rate: false-positive rate that the threshold guarantees.
+    """
 
     request: SearchRequest
     objective: Objective
     dataset: Dataset
     roles: Roles
+    labelled_weight: float
     spaces: dict[str, Space]
     engine: EngineChoice
     precision: Precision
     rate: float
+    limits: Limits
     notes: tuple[str, ...]
+
+    @property
+    def evidence(self) -> Evidence:
+        """What ranks the trials."""
+        return "labelled" if self.labelled_weight == 1 else "both" if self.labelled_weight else "synthetic"
 
 
 def make_plan(request: SearchRequest, *, resuming: str | None = None) -> Plan:
@@ -120,6 +138,7 @@ def make_plan(request: SearchRequest, *, resuming: str | None = None) -> Plan:
         raise UsageError("a deterministic search must not depend on the clock: give --trials instead of --time")
     dataset = read_dataset(request.data)
     roles = assign_roles(dataset)
+    weight = _labelled_weight(roles, objective)
     notes = [f"skipped {skipped.path}: {skipped.reason}" for skipped in dataset.skipped]
     rate = _false_positive_rate(request, roles, notes)
     if request.deterministic and request.max_epochs is None:
@@ -133,7 +152,7 @@ def make_plan(request: SearchRequest, *, resuming: str | None = None) -> Plan:
             raise UsageError(f"the objective {objective} needs a map and {', '.join(mapless)} give none")
         if mapless:
             notes.append(f"{', '.join(mapless)}: left out, for they have no map and the objective is {objective}")
-        if roles.evidence == "labelled" and not any(picture.mask for picture in roles.selection):
+        if weight and not any(picture.mask for picture in roles.selection):
             raise DatasetError(f"the objective {objective} needs masks of defects and the selection pictures have none")
     spaces = _reachable(spaces, notes)
     engine = choose_engine(request.engine, request.precision)
@@ -142,12 +161,37 @@ def make_plan(request: SearchRequest, *, resuming: str | None = None) -> Plan:
         objective=objective,
         dataset=dataset,
         roles=roles,
+        labelled_weight=weight,
         spaces=spaces,
         engine=engine,
         precision="float32" if request.precision == "float32" else head_precision(engine),
         rate=rate,
+        limits=_limits(request),
         notes=tuple(notes),
     )
+
+
+def _limits(request: SearchRequest) -> Limits:
+    limits = Limits(request.max_latency_ms, request.max_memory_mb)
+    for name, value in (("--max-latency-ms", limits.latency_ms), ("--max-memory-mb", limits.memory_mb)):
+        if value is None:
+            continue
+        if not 0 < value < math.inf:
+            raise UsageError(f"{name} must be greater than 0 but got {value:g}")
+        if request.deterministic:
+            raise UsageError(
+                f"a deterministic search must not depend on what is measured: leave out {name} or --deterministic"
+            )
+    return limits
+
+
+def _labelled_weight(roles: Roles, objective: Objective) -> float:
+    """Metrics other than image AUROC have no common scale for real and drawn defects, so one kind decides alone."""
+    normals = sum(picture.is_normal for picture in roles.selection)
+    defects = len(roles.selection) - normals
+    if objective != "image_auroc":
+        return 1.0 if defects else 0.0
+    return labelled_weight(defects, normals)
 
 
 def usable_name(text: str) -> str:

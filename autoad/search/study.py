@@ -21,7 +21,7 @@ from autoad.schema import Objective, TrialRow
 from autoad.search.space import Space, suggest_config
 from autoad.settings import Settings
 
-__all__ = ["Proposer", "objective_of", "study_storage"]
+__all__ = ["Proposer", "study_storage"]
 
 
 def _set_aside_if_damaged(path: Path) -> None:
@@ -164,7 +164,7 @@ class Proposer:
                 trial=frozen.number, algorithm="", config={}, status="stopped", reason="no row of it was written"
             )
             trial = optuna.Trial(self._study, frozen._trial_id)
-            value = objective_of(row, objective)
+            value = row.value(objective)
             if row.status == "pruned" and value is not None and row.epochs_done:
                 trial.report(value, row.epochs_done)
             self.tell(trial, row, value)
@@ -173,14 +173,6 @@ class Proposer:
 def _was_carried_out(row: TrialRow) -> bool:
     """Whether a trial has begun and come to its own end."""
     return row.started_after is not None and row.status not in {"running", "stopped"}
-
-
-def objective_of(row: TrialRow, objective: Objective) -> float | None:
-    """What the sampler was to maximise: over synthetic kinds their mean image AUROC."""
-    if objective == "image_auroc" and row.by_kind:
-        return sum(row.by_kind.values()) / len(row.by_kind)
-    value: float | None = getattr(row.validation, objective)
-    return value
 
 
 @contextlib.contextmanager

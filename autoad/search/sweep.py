@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from autoad.algorithms import Detector, Inputs, Prediction
 from autoad.algorithms._maps import upsample
-from autoad.data import GOOD, Picture, load_mask
+from autoad.data import Picture, load_mask
 from autoad.errors import TrialError
 from autoad.evaluation import compute_metrics, image_metrics
 from autoad.schema import Metrics, Objective
@@ -41,18 +41,22 @@ def evaluation_maps(prediction: Prediction) -> npt.NDArray[np.float32] | None:
     return maps.numpy()
 
 
-def objective_value(validation: Metrics, by_kind: dict[str, float], objective: Objective) -> float:
-    """What the sampler maximises; with synthetic defects and image AUROC, the mean over their kinds.
+def objective_value(validation: Metrics, by_kind: dict[str, float], objective: Objective, weight: float) -> float:
+    """What the sampler maximises.
+
+    For image AUROC the mean over kinds of synthetic defects takes the place of what labelled ones lack in weight, so
+    that no kind decides by its number of pictures.
 
     Raises:
         TrialError: the objective cannot be computed for this trial.
     """
-    if objective == "image_auroc" and by_kind:
-        return statistics.fmean(by_kind.values())
+    drawn = statistics.fmean(by_kind.values()) if objective == "image_auroc" and by_kind else None
+    if drawn is not None and not weight:
+        return drawn
     value: float | None = getattr(validation, objective)
     if value is None:
         raise TrialError(f"the objective {objective} could not be computed (no map, or no masks to compare it with)")
-    return value
+    return value if drawn is None else weight * value + (1 - weight) * drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Verdict:
         swept: the chosen value of each swept parameter.
         variants: how many combinations were compared.
         exact: whether the pixel metrics are exact.
+        scores: ``[N]`` raw scores of the selection pictures.
     """
 
     detector: Detector
@@ -73,6 +78,7 @@ class Verdict:
     validation: Metrics
     by_kind: dict[str, float]
     exact: bool
+    scores: npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,15 +113,17 @@ class Judge:
     Args:
         selection: the pictures; their masks are read once.
         objective: what the best variant is chosen by.
-        synthetic: whether defects are synthetic, so that kinds of them count alike.
+        weight: of labelled defects beside synthetic ones, from 0 to 1; metrics are of the former where they count.
     """
 
-    def __init__(self, selection: Sequence[Picture], objective: Objective, *, synthetic: bool) -> None:
+    def __init__(self, selection: Sequence[Picture], objective: Objective, *, weight: float) -> None:
         self._objective = objective
-        self._synthetic = synthetic
-        self._kinds = np.array([picture.label for picture in selection])
-        self._labels = np.array([not picture.is_normal for picture in selection])
-        self._masks = [load_mask(picture, EVALUATION_SIZE) for picture in selection]
+        self._weight = weight
+        self._kinds = np.array([picture.label if picture.synthetic else "" for picture in selection])
+        self._normal = np.array([picture.is_normal for picture in selection])
+        self._measured = np.flatnonzero([not (weight and picture.synthetic) for picture in selection])
+        self._labels = ~self._normal[self._measured]
+        self._masks = [load_mask(selection[row], EVALUATION_SIZE) for row in self._measured.tolist()]
         self._has_masks = any(mask is not None and mask.any() for mask in self._masks)
 
     def judge(
@@ -166,32 +174,41 @@ class Judge:
         validation = chosen.validation
         exact = chosen.objective >= exact_above and validation.aupro is not None
         if exact:
-            validation = compute_metrics(chosen.scores, self._labels, chosen.maps, self._masks, exact=True)
+            validation = self._metrics(chosen.scores, chosen.maps, exact=True)
         return Verdict(
             detector=detector.reconfigured(**chosen.variant.values) if chosen.variant.values else detector,
             swept=chosen.variant.values,
             variants=len(variants),
-            objective=objective_value(validation, chosen.by_kind, self._objective),
+            objective=objective_value(validation, chosen.by_kind, self._objective, self._weight),
             validation=validation,
             by_kind=chosen.by_kind,
             exact=exact,
+            scores=chosen.scores,
         )
 
     def _measure(self, variant: _Variant, prediction: Prediction) -> _Measured:
         scores, maps = prediction.scores.numpy(), evaluation_maps(prediction)
         if not np.isfinite(scores).all():
             raise TrialError("the detector gave scores that are not finite")
-        validation = compute_metrics(scores, self._labels, maps, self._masks, exact=False)
-        by_kind = self._by_kind(scores) if self._synthetic else {}
-        objective = objective_value(validation, by_kind, self._objective)
+        validation = self._metrics(scores, maps, exact=False)
+        by_kind = self._by_kind(scores)
+        objective = objective_value(validation, by_kind, self._objective, self._weight)
         return _Measured(variant, objective, validation, by_kind, scores, maps)
+
+    def _metrics(
+        self, scores: npt.NDArray[np.float32], maps: npt.NDArray[np.float32] | None, *, exact: bool
+    ) -> Metrics:
+        rows = self._measured
+        return compute_metrics(
+            scores[rows], self._labels, None if maps is None else maps[rows], self._masks, exact=exact
+        )
 
     def _by_kind(self, scores: npt.NDArray[np.float32]) -> dict[str, float]:
         """Image AUROC of each kind of synthetic defect against all normals."""
         result = {}
-        for kind in sorted(set(self._kinds.tolist()) - {GOOD}):
-            chosen = (self._kinds == kind) | (self._kinds == GOOD)
-            value = image_metrics(scores[chosen], self._kinds[chosen] != GOOD).image_auroc
+        for kind in sorted(set(self._kinds.tolist()) - {""}):
+            chosen = (self._kinds == kind) | self._normal
+            value = image_metrics(scores[chosen], ~self._normal[chosen]).image_auroc
             if value is not None:
                 result[kind] = value
         return result

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from autoad.algorithms import Detector, Inputs, Needs, Precision, Runtime, get_algorithm
 from autoad.data import Picture
@@ -31,6 +32,7 @@ class TrialTask:
     Attributes:
         train: normal pictures to fit on.
         selection: pictures to be ranked by; test pictures never get here.
+        labelled_weight: of labelled defects beside synthetic ones in what is maximised.
         features_dir: the node's feature store.
         engine: runs the backbone.
         precision: of the detectors' own networks.
@@ -40,7 +42,7 @@ class TrialTask:
 
     train: tuple[Picture, ...]
     selection: tuple[Picture, ...]
-    synthetic: bool
+    labelled_weight: float
     features_dir: Path
     engine: EngineChoice
     precision: Precision
@@ -72,6 +74,7 @@ class TrialReport:
         peak_memory_mb: most anonymous memory, in MiB, that the trial has added to its process so far, while it fitted
             and was measured; None where the task is not ``timed``, for it varies from run to run.
         model_mb: MiB of the detector's tensors.
+        scores: ``[N]`` raw scores of the selection pictures.
     """
 
     objective: float
@@ -86,6 +89,7 @@ class TrialReport:
     latency_ms: float | None
     peak_memory_mb: float | None
     model_mb: float
+    scores: npt.NDArray[np.float32]
 
 
 def load_inputs(
@@ -115,7 +119,7 @@ class TrialWorker:
     def __init__(self, task: TrialTask) -> None:
         self._task = task
         self._store = FeatureStore(task.features_dir)
-        self._judge = Judge(task.selection, task.objective, synthetic=task.synthetic)
+        self._judge = Judge(task.selection, task.objective, weight=task.labelled_weight)
         self._backbone_ms: dict[tuple[str, tuple[int, ...], tuple[int, int]], float] = {}
 
     def load(self, algorithm: str, config: dict[str, Any]) -> float:
@@ -197,6 +201,7 @@ class TrialWorker:
                 latency_ms=self._latency_ms(verdict.detector, selection) if final and task.timed else None,
                 peak_memory_mb=guard.peak / 2**20 if task.timed else None,
                 model_mb=size / 2**20,
+                scores=verdict.scores,
             )
             if final:
                 return

@@ -40,6 +40,7 @@ from autoad.search.dispatch import Dispatcher
 from autoad.search.jobs import Job
 from autoad.search.memory import free_memory
 from autoad.search.place import Place
+from autoad.search.selection_scores import SelectionScores
 from autoad.search.trial import TrialReport, TrialTask
 
 __all__ = ["run_trials"]
@@ -123,10 +124,11 @@ class WorkerActor(tune.Trainable):  # type: ignore[misc]
 class _Conductor(FIFOScheduler):  # type: ignore[misc]
     """Answers each result of a worker with what it is to do next."""
 
-    def __init__(self, dispatcher: Dispatcher, workers: Workers) -> None:
+    def __init__(self, dispatcher: Dispatcher, workers: Workers, kept: SelectionScores) -> None:
         super().__init__()
         self._dispatcher = dispatcher
         self._workers = workers
+        self._kept = kept
         self._actors: dict[str, Any] = {}
         self._fruitless = 0
         self._unfit: dict[str, str] = {}
@@ -164,6 +166,8 @@ class _Conductor(FIFOScheduler):  # type: ignore[misc]
             return str(TrialScheduler.CONTINUE)
         elif "report" in result:
             report: TrialReport = result["report"]
+            if report.final:
+                self._kept.keep(self._dispatcher.running()[worker].trial, report.scores)
             if self._dispatcher.report(worker, _row_update(report), report.objective, final=report.final):
                 return str(TrialScheduler.CONTINUE)
         if self.over:
@@ -304,7 +308,14 @@ class _Stop(tune.Stopper):  # type: ignore[misc]
         return {}
 
 
-def run_trials(dispatcher: Dispatcher, task: TrialTask, workers: Workers, place: Place | None, folder: Path) -> bool:
+def run_trials(
+    dispatcher: Dispatcher,
+    task: TrialTask,
+    workers: Workers,
+    place: Place | None,
+    folder: Path,
+    kept: SelectionScores,
+) -> bool:
     """Run trials until the budget is spent; Ray must be up.
 
     Args:
@@ -313,6 +324,7 @@ def run_trials(dispatcher: Dispatcher, task: TrialTask, workers: Workers, place:
         workers: how many there are, and what each may use.
         place: what workers of a cluster must know; those of this machine need nothing.
         folder: for Tune's own records, which nobody reads.
+        kept: takes the scores of finished trials.
 
     Returns:
         Whether the run was interrupted (Ctrl-C, or a request to terminate).
@@ -320,7 +332,7 @@ def run_trials(dispatcher: Dispatcher, task: TrialTask, workers: Workers, place:
     Raises:
         AutoADError: the database cannot be written, or no worker comes up.
     """
-    conductor = _Conductor(dispatcher, workers)
+    conductor = _Conductor(dispatcher, workers, kept)
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         if conductor.interrupted:  # who says it twice does not want to wait

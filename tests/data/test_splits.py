@@ -67,7 +67,6 @@ def test_each_picture_has_one_role(pairs: list[tuple[str, Split]], free: int) ->
     assert not {p.split for p in roles.train + roles.calibration} & {"validation", "test"}
     assert all(p.split != "test" for p in roles.selection)
     assert all(p.split != "validation" for p in roles.test)
-    assert roles.evidence == ("labelled" if any(not p.is_normal for p in roles.selection) else "synthetic")
     for role in ROLES:
         assert getattr(roles, role), f"no picture for {role}"
         if role != "test" or not any(p.split == "test" for p in data.pictures):
@@ -95,7 +94,6 @@ def test_the_test_labels_change_no_role(pairs: list[tuple[str, Split]], free: in
     after = dataset([dataclasses.replace(p, label=labels.pop()) if p.split == "test" else p for p in before.pictures])
     roles, relabelled = assign_roles(before), assign_roles(after)
     assert relabelled.role_of == roles.role_of
-    assert relabelled.evidence == roles.evidence
     for role in ("train", "selection", "calibration"):
         assert getattr(relabelled, role) == getattr(roles, role)
 
@@ -110,7 +108,6 @@ def test_mvtec_halves_the_pool_by_label() -> None:
     # Two labels are odd: one of the two pictures left over goes to each side.
     assert {selected["hole"], tested["hole"]} == {13, 14}
     assert selected["hole"] + selected["combined"] == tested["hole"] + tested["combined"] == 16
-    assert roles.evidence == "labelled"
 
 
 def test_the_halves_are_taken_in_the_order_of_sha256() -> None:
@@ -136,7 +133,6 @@ def test_the_halves_are_taken_in_the_order_of_sha256() -> None:
 def test_few_defects(defects: dict[str, int], selected: int, tested: int) -> None:
     roles = assign_roles(mvtec(20, 10, **defects))
     assert sizes(roles, *defects or ["none"]) == (0, selected, 0, tested)
-    assert roles.evidence == ("labelled" if selected else "synthetic")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +142,6 @@ def test_few_defects(defects: dict[str, int], selected: int, tested: int) -> Non
 def test_a_plain_folder_of_good_pictures(count: int, expected: tuple[int, ...]) -> None:
     roles = assign_roles(dataset(pictures(GOOD, "", count), layout="folder"))
     assert sizes(roles) == expected
-    assert roles.evidence == "synthetic"
 
 
 def test_a_plain_folder_with_bad_pictures() -> None:
@@ -183,7 +178,6 @@ def test_a_manifest_without_validation_selects_on_part_of_train() -> None:
     data = dataset(pictures(GOOD, "train", 100), pictures(GOOD, "test", 9), pictures("dent", "test", 9))
     roles = assign_roles(data)
     assert sizes(roles) == (71, 10, 19, 18)
-    assert roles.evidence == "synthetic"
 
 
 def test_undecided_rows_fill_the_role_that_the_manifest_left_open() -> None:
@@ -200,7 +194,6 @@ def test_undecided_rows_fill_the_role_that_the_manifest_left_open() -> None:
 def test_defective_training_rows_become_evidence() -> None:
     roles = assign_roles(dataset(pictures(GOOD, "train", 40), pictures("dent", "train", 3), pictures(GOOD, "test", 5)))
     assert sizes(roles, "dent") == (0, 3, 0, 0)
-    assert roles.evidence == "labelled"
 
 
 def test_too_little_to_learn_from_is_refused() -> None:

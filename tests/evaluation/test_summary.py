@@ -5,7 +5,6 @@ import pytest
 
 from autoad import evaluation
 from autoad.evaluation import (
-    average_ranks,
     by_defect,
     compute_metrics,
     image_metrics,
@@ -48,18 +47,3 @@ def test_without_maps_masks_normals_or_defects(draw_maps):
     assert compute_metrics(scores, labels, maps, masks).aupro is not None
     with pytest.raises(ValueError, match=r"labels_by_name must have the shape \[4\]"):
         by_defect(scores, ["good"] * 3)
-
-
-def test_ranks_are_averaged_over_kinds():
-    values = {
-        1: {"cutpaste": 0.99, "perlin": 0.60},
-        2: {"cutpaste": 0.70, "perlin": 0.61},
-        3: {"cutpaste": 0.70, "perlin": 0.62},
-        4: {"cutpaste": None},
-    }
-    # cutpaste: 1, 2.5, 2.5, 4; perlin: 3, 2, 1, 4
-    assert average_ranks(values) == {1: 2.0, 2: 2.25, 3: 1.75, 4: 4.0}
-    assert average_ranks({}) == {}
-    assert average_ranks({1: {}, 2: {}}) == {1: 1.0, 2: 1.0}
-    with pytest.raises(ValueError, match="values must not be NaN"):
-        average_ranks({1: {"perlin": float("nan")}})

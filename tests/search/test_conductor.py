@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import types
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autoad.schema import Metrics
+from autoad.search.selection_scores import SelectionScores
 from autoad.search.trial import TrialReport
 from autoad.search.tuning import _Conductor
 
@@ -22,6 +26,7 @@ REPORT = TrialReport(
     latency_ms=None,
     peak_memory_mb=None,
     model_mb=None,
+    scores=np.zeros(4, np.float32),
 )
 
 
@@ -46,9 +51,9 @@ class FellBehind:
         return None
 
 
-def test_a_trial_that_fell_behind_is_dropped_though_there_is_nothing_else_to_do() -> None:
+def test_a_trial_that_fell_behind_is_dropped_though_there_is_nothing_else_to_do(tmp_path: Path) -> None:
     dispatcher: Any = FellBehind()
-    conductor = _Conductor(dispatcher, lambda: 1)
+    conductor = _Conductor(dispatcher, lambda: 1, SelectionScores(tmp_path))
     actor = Actor()
     trial = types.SimpleNamespace(trial_id="a", temporary_state=types.SimpleNamespace(ray_actor=actor))
     assert conductor.on_trial_result(None, trial, {"node": "here", "report": REPORT}) == "CONTINUE"

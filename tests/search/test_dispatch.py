@@ -124,10 +124,6 @@ def test_the_first_five_are_measured_exactly() -> None:
         assert bench.job().exact_above == -math.inf
         bench.complete(value)
     assert bench.job().exact_above == 0.5
-    ranked = Bench(by_rank=True)
-    for _ in range(6):
-        assert ranked.job().exact_above == -math.inf, "ranks over kinds may put any trial first"
-        ranked.complete(0.5)
 
 
 def test_every_end_leaves_a_row_with_its_reason_and_nothing_running() -> None:

@@ -23,20 +23,5 @@ def test_ties_fall_to_aupro_then_latency_then_number() -> None:
     assert order(row(1, 0.9), row(0, 0.9)) == [0, 1]
 
 
-def test_synthetic_kinds_are_ranked_one_by_one() -> None:
-    """Trial 0 has the better mean by being far better at one kind; trial 1 is better at two of three."""
-    wide = row(0, 0.8, by_kind={"cutpaste": 1.0, "perlin": 0.70, "scratch": 0.70})
-    steady = row(1, 0.7, by_kind={"cutpaste": 0.6, "perlin": 0.72, "scratch": 0.72})
-    assert order(wide, steady) == [1, 0]
-
-
-def test_another_objective_is_not_ranked_by_kind() -> None:
-    rows = [
-        TrialRow(
-            trial=0, algorithm="dfm", config={}, status="complete", by_kind={"a": 1.0}, validation=Metrics(aupro=0.1)
-        ),
-        TrialRow(
-            trial=1, algorithm="dfm", config={}, status="complete", by_kind={"a": 0.0}, validation=Metrics(aupro=0.2)
-        ),
-    ]
-    assert [r.trial for r in rank_trials(rows, "aupro")] == [1, 0]
+def test_what_was_maximised_counts_before_the_metric() -> None:
+    assert order(row(0, 0.8, objective=0.6), row(1, 0.7, objective=0.65), row(2, 0.63)) == [1, 2, 0]

@@ -27,6 +27,7 @@ from autoad.models.registry import Registry
 from autoad.schema import Champion, TrialRow
 from autoad.search import champion, cluster
 from autoad.search.champion import RefitError
+from autoad.search.choice import Limits
 from autoad.search.cluster import LocalWorkers
 from autoad.search.jobs import Suggestion
 from autoad.search.lease import Lease
@@ -241,12 +242,13 @@ def finish(registry: Registry, settings: Settings, trial: int, said: list[str]) 
     return champion.finish_champion(
         TrialRow(trial=trial, algorithm="dfm", config={"stage": 2}, status="complete"),
         cast(Any, None),
-        Roles((), (), (), (), "labelled"),
+        Roles((), (), (), ()),
         dataset,
         name="bottle",
         search="s",
         evidence="labelled",
         rate=0.1,
+        limits=Limits(),
         registry=registry,
         scratch_dir=settings.models_dir,
         scores_file=settings.data_dir / "scores",

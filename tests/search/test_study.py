@@ -8,9 +8,9 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from autoad.errors import StateError
-from autoad.schema import Metrics, TrialRow
+from autoad.schema import TrialRow
 from autoad.search.space import load_spaces
-from autoad.search.study import Proposer, objective_of, study_storage
+from autoad.search.study import Proposer, study_storage
 from autoad.settings import Settings
 
 SPACES = load_spaces(["dfm", "stfpm"])
@@ -72,12 +72,11 @@ def test_a_lost_study_is_made_again_from_the_rows() -> None:
     assert len(study.trials) == 4, "once is enough"
 
 
-def test_over_synthetic_kinds_the_mean_counts() -> None:
-    assert objective_of(row(0, "complete", 0.9, by_kind={"a": 0.5, "b": 0.7}), "image_auroc") == pytest.approx(0.6)
-    assert objective_of(row(0, "complete", 0.9), "aupro") is None
-    assert objective_of(TrialRow(trial=0, algorithm="", config={}, status="failed"), "image_auroc") is None
-    with_map = row(0, "complete").model_copy(update={"validation": Metrics(aupro=0.4)})
-    assert objective_of(with_map, "aupro") == 0.4
+def test_what_was_maximised_is_what_the_row_says_or_else_the_metric() -> None:
+    assert row(0, "complete", 0.9, objective=0.6).value("image_auroc") == 0.6
+    assert row(0, "complete", 0.9).value("image_auroc") == 0.9
+    assert row(0, "complete", 0.9).value("aupro") is None
+    assert TrialRow(trial=0, algorithm="", config={}, status="failed").value("image_auroc") is None
 
 
 def test_the_storage_is_a_file_that_other_tools_open(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def task(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialTask:
     return TrialTask(
         train=tuple(roles.train[:24]),
         selection=tuple(roles.selection),
-        synthetic=False,
+        labelled_weight=1.0,
         features_dir=tmp_path_factory.mktemp("features"),
         engine=choose_engine(),
         precision="float32",
@@ -133,7 +133,7 @@ def judge(task: TrialTask, monkeypatch: pytest.MonkeyPatch) -> Judge:
     good = [p for p in task.selection if p.is_normal][:2]
     bad = [p for p in task.selection if not p.is_normal][:2]
     monkeypatch.setattr("autoad.search.sweep.load_mask", lambda picture, size: mask & np.bool_(not picture.is_normal))
-    return Judge([*good, *bad], "image_auroc", synthetic=False)
+    return Judge([*good, *bad], "image_auroc", weight=1.0)
 
 
 KS, SIGMAS = (3, 1, 5), (1.0, 0.0, 2.0)

@@ -34,7 +34,7 @@ def add_model(
     task = TrialTask(
         train=roles.train,
         selection=roles.selection,
-        synthetic=False,
+        labelled_weight=1.0,
         features_dir=settings.features_dir,
         engine=engine,
         precision=head_precision(engine),
@@ -54,7 +54,7 @@ def add_model(
         trial=0,
         dataset_hash=dataset.hash,
         dataset_counts=dataset.counts(),
-        evidence=roles.evidence,
+        evidence="labelled",
     )
     folder = settings.data_dir / f".made-{number}"
     model = fit_model(folder, name, row, task, roles.train, provenance, threads=2)

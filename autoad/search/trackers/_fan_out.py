@@ -9,7 +9,7 @@ from autoad.schema import SearchResult, TrialRow
 
 if TYPE_CHECKING:
     from autoad.search.budget import Budget
-    from autoad.search.run import SearchListener
+    from autoad.search.jobs import SearchListener
 
 __all__ = ["FanOut"]
 

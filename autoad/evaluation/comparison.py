@@ -1,0 +1,148 @@
+"""Comparing trials: by which evidence, and how surely.
+
+**Evidence.** With no labelled defect a trial is judged by synthetic ones, all kinds alike. With many it is judged by
+the labelled ones alone. Between, by both, weighted by how exact each is: the variance of an AUROC of ``k`` defects and
+``n`` normals (Hanley, McNeil: The meaning and use of the area under a receiver operating characteristic (ROC) curve,
+1982) falls with ``k``, while that of the synthetic AUROC, as an estimate of the true one, has a floor: the two differ
+however many defects are drawn.
+
+**Certainty.** Selection pictures are drawn again with replacement (stratified bootstrap), the same for all trials, so
+that what makes a picture hard for all of them cancels out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from autoad.data import GOOD
+
+__all__ = ["Comparison", "compare_trials", "labelled_weight"]
+
+_Array = npt.NDArray[np.float64]
+
+_TYPICAL = 0.85
+"""AUROC at which the two variances are compared."""
+
+_DISCREPANCY = 0.15
+"""Standard deviation by which the AUROC of synthetic defects misses that of real ones."""
+
+_EQUAL = 1e-9
+"""AUROCs that differ by less do so by rounding."""
+
+_DECIDED = 0.8
+"""Weight from which labelled defects decide alone."""
+
+
+def labelled_weight(defects: int, normals: int) -> float:
+    """How much labelled defects count beside synthetic ones, from 0 to 1.
+
+    Args:
+        defects: labelled ones in the selection role.
+        normals: good pictures there.
+    """
+    if not defects or not normals:
+        return 0.0
+    weight = _DISCREPANCY**2 / (_DISCREPANCY**2 + _auroc_variance(_TYPICAL, defects, normals))
+    return 1.0 if weight >= _DECIDED else weight
+
+
+def _auroc_variance(auroc: float, defects: int, normals: int) -> float:
+    two_defects, two_normals = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
+    spread = (defects - 1) * (two_defects - auroc**2) + (normals - 1) * (two_normals - auroc**2)
+    return (auroc * (1 - auroc) + spread) / (defects * normals)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How trials compare on the selection role.
+
+    Attributes:
+        quality: ``[T]`` image AUROC, blended as the evidence says; higher is better.
+        best: the row of the highest.
+        behind: ``[T]`` by how much each is worse than the best.
+        error: ``[T]`` standard error of that difference.
+        wins: ``[T]`` share of the bootstrap draws in which each is the best; equals share a draw.
+    """
+
+    quality: _Array
+    best: int
+    behind: _Array
+    error: _Array
+    wins: _Array
+
+    @property
+    def tied(self) -> npt.NDArray[np.bool_]:
+        """``[T]`` whether a trial is worse than the best by no more than one standard error of the difference.
+
+        The one-standard-error rule of Breiman, Friedman, Olshen, Stone: Classification and Regression Trees, 1984,
+        with the error of the paired difference.
+        """
+        return self.behind <= self.error
+
+
+def compare_trials(
+    scores: npt.NDArray[np.floating],
+    labels: Sequence[str],
+    synthetic: npt.NDArray[np.bool_],
+    weight: float,
+    *,
+    repeats: int = 500,
+    seed: int = 0,
+) -> Comparison:
+    """Compare trials by their scores of the selection pictures.
+
+    Args:
+        scores: ``[T, N]`` raw scores, higher is more anomalous.
+        labels: ``[N]`` of each picture: ``"good"``, a type of defect, or a kind of synthetic ones.
+        synthetic: ``[N]`` which of them are synthetic.
+        weight: of the labelled defects beside the synthetic ones (:func:`labelled_weight`).
+        repeats: bootstrap draws.
+        seed: of the draws.
+
+    Raises:
+        ValueError: normals are missing, or defects that count.
+    """
+    names = np.asarray(labels, dtype=np.str_)
+    normal = (names == GOOD) & ~synthetic
+    groups: list[tuple[npt.NDArray[np.bool_], float]] = [(~normal & ~synthetic, weight)] if weight else []
+    kinds = sorted(set(names[synthetic].tolist())) if weight < 1 else []
+    groups += [(synthetic & (names == kind), (1 - weight) / len(kinds)) for kind in kinds]
+    if not normal.any() or not groups or not all(group.any() for group, _ in groups):
+        raise ValueError("to compare trials there must be good and defective pictures")
+    rng = np.random.default_rng(seed)
+    of_normals = _draw(int(normal.sum()), repeats, rng)
+    total = np.zeros((len(scores), repeats + 1))
+    for group, share in groups:
+        of_defects = _draw(int(group.sum()), repeats, rng)
+        total += share * _aurocs(scores[:, group], scores[:, normal], of_defects, of_normals)
+    best = int(np.argmax(total[:, 0]))
+    first = total[:, 1:] >= total[:, 1:].max(axis=0) - _EQUAL
+    lead = total[best] - total
+    return Comparison(
+        quality=total[:, 0],
+        best=best,
+        behind=lead[:, 0],
+        error=lead[:, 1:].std(axis=1),
+        wins=(first / first.sum(axis=0)).mean(axis=1),
+    )
+
+
+def _draw(count: int, repeats: int, rng: np.random.Generator) -> _Array:
+    """``[1 + repeats, count]`` share of each picture: as they are, then as they were drawn."""
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=repeats)
+    return np.concatenate([np.ones((1, count)), drawn]) / count
+
+
+def _aurocs(
+    defective: npt.NDArray[np.floating], normal: npt.NDArray[np.floating], of_defects: _Array, of_normals: _Array
+) -> _Array:
+    """``[T, draws]``: the chance that a defective picture scores above a normal one, ties counted half."""
+    found = []
+    for high, low in zip(defective, normal, strict=True):
+        above = (high[:, None] > low) + 0.5 * (high[:, None] == low)
+        found.append(((of_defects @ above) * of_normals).sum(axis=1))
+    return np.stack(found)

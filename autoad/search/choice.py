@@ -1,0 +1,119 @@
+"""Which finished trial becomes the champion: of those that tie with the best, the fastest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from autoad.data import Picture
+from autoad.evaluation import compare_trials
+from autoad.schema import Choice, Objective, TrialRow
+from autoad.search.selection_scores import SelectionScores
+
+__all__ = ["Limits", "choose_trial"]
+
+_AS_FAST = 1.2
+"""Times that differ by less are taken for equal: that is how far two measurements of one trial lie apart."""
+
+_MOST_COMPARED = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What the champion may cost, on the machine that searches; None for any.
+
+    A trial is left out by its own latency (from pixels, on one thread) and by the size of what it learnt; the finished
+    model is measured again, in a process of its own.
+
+    Attributes:
+        latency_ms: median time of one picture, in the end with decoding.
+        memory_mb: in the end the largest resident memory of a process that loads the model and scores.
+    """
+
+    latency_ms: float | None = None
+    memory_mb: float | None = None
+
+    def __str__(self) -> str:
+        """As options of the command line."""
+        options = (("--max-latency-ms", self.latency_ms), ("--max-memory-mb", self.memory_mb))
+        return " and ".join(f"{name} {value:g}" for name, value in options if value is not None)
+
+    def refusal(self, *, latency_ms: float | None, memory_mb: float | None) -> str | None:
+        """What exceeds a limit, in words; None if nothing does. What is not known exceeds none."""
+        if self.latency_ms is not None and latency_ms is not None and latency_ms > self.latency_ms:
+            return f"takes {latency_ms:.1f} ms a picture, which is more than --max-latency-ms {self.latency_ms:g}"
+        if self.memory_mb is not None and memory_mb is not None and memory_mb > self.memory_mb:
+            return f"takes {memory_mb:.0f} MB, which is more than --max-memory-mb {self.memory_mb:g}"
+        return None
+
+
+def choose_trial(
+    rows: Sequence[TrialRow],
+    selection: Sequence[Picture],
+    kept: SelectionScores,
+    objective: Objective,
+    weight: float,
+    limits: Limits,
+    *,
+    seed: int,
+) -> tuple[list[TrialRow], Choice | None]:
+    """Order the finished trials, the chosen one first.
+
+    A trial that is worse than the best by no more than one standard error of the difference ties with it. Of those the
+    fastest is chosen; of those about as fast as it, the best.
+
+    Args:
+        rows: of the search, best first.
+        selection: pictures that ranked them, as all trials were given them.
+        kept: their scores.
+        objective: metric that ranked them.
+        weight: of labelled defects beside synthetic ones.
+        limits: trials beyond them are left out.
+        seed: of the bootstrap.
+
+    Returns:
+        The finished trials in the order in which they should be tried as champions, and why the first is; None where
+        trials were ranked by another metric than image AUROC, and then they are as they were.
+    """
+    finished = [
+        row
+        for row in rows
+        if row.status == "complete" and not limits.refusal(latency_ms=row.latency_ms, memory_mb=row.model_mb)
+    ]
+    if objective != "image_auroc" or not finished:
+        return finished, None
+    scores = kept.read((row.trial for row in finished[:_MOST_COMPARED]), len(selection))
+    compared = [row for row in finished if row.trial in scores]
+    if finished[0].trial not in scores:
+        return finished, None
+    found = compare_trials(
+        np.stack([scores[row.trial] for row in compared]),
+        [picture.label for picture in selection],
+        np.array([picture.synthetic for picture in selection]),
+        weight,
+        seed=seed,
+    )
+    tied = [place for place in range(len(compared)) if found.tied[place]]
+    fastest = min(_cost(compared[place]) for place in tied)
+    as_fast = [place for place in tied if _cost(compared[place]) <= _AS_FAST * fastest]
+    chosen = max(as_fast, key=lambda place: (found.quality[place], -place))
+    row = compared[chosen]
+    choice = Choice(
+        trial=row.trial,
+        labelled_weight=weight,
+        best=compared[found.best].trial,
+        behind=float(found.behind[chosen]),
+        error=float(found.error[chosen]),
+        tied=[compared[place].trial for place in tied],
+        wins=float(found.wins[chosen]),
+        algorithm_wins=float(sum(found.wins[i] for i, one in enumerate(compared) if one.algorithm == row.algorithm)),
+    )
+    return [row, *(other for other in finished if other is not row)], choice
+
+
+def _cost(row: TrialRow) -> float:
+    """Milliseconds of a picture; where nothing is timed, MiB of what was learnt."""
+    cost = row.model_mb if row.latency_ms is None else row.latency_ms
+    return float("inf") if cost is None else cost

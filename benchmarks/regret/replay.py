@@ -1,0 +1,219 @@
+"""Replays the choice of a model over a fitted grid: how much worse is it than the best that there was?
+
+    python benchmarks/regret/replay.py benchmarks/results/regret/*.npz
+
+In each of 20 draws the test folder is divided, within each label, into a pool and two halves; 0, 1, 5 or 10 defects of
+the pool are labelled for the choice. The oracle is the configuration that is best on one half; regret is by how much
+its image AUROC exceeds the chosen one's on the other, both ways round, averaged. Intervals are of the mean over
+datasets (t distribution): the draws of one dataset share its pictures and count as one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from autoad.evaluation import conformal_threshold, image_metrics
+from autoad.search.choice import judge_trials
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from _common import table
+
+LABELLED = (0, 1, 5, 10)
+DRAWS = 20
+RESAMPLINGS = 100
+RATES = (0.05, 0.01)
+
+_Array = npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A dataset's configurations ``[C]`` and their scores ``[C, N]`` of its pictures."""
+
+    name: str
+    configurations: list[dict[str, Any]]
+    groups: _Array
+    labels: _Array
+    scores: _Array
+
+    @classmethod
+    def read(cls, file: Path) -> Grid:
+        """What ``grid.py`` wrote."""
+        with np.load(file) as kept:
+            meta = json.loads(str(kept["meta"]))
+            pictures = meta["pictures"]
+            groups = np.array([picture["group"] for picture in pictures])
+            labels = np.array([picture["label"] for picture in pictures])
+            return cls(file.stem, meta["configurations"], groups, labels, kept["scores"])
+
+    def default(self, algorithm: str) -> int:
+        """The row of an algorithm's default: its first."""
+        return next(i for i, row in enumerate(self.configurations) if row["algorithm"] == algorithm)
+
+    def aurocs(self, columns: _Array) -> _Array:
+        """``[C]`` image AUROC on some pictures."""
+        anomalous = self.labels[columns] != "good"
+        return np.array([image_metrics(row[columns], anomalous).image_auroc for row in self.scores], dtype=np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """One division of a test folder; columns of the grid."""
+
+    pool: _Array
+    halves: tuple[_Array, _Array]
+
+
+def divide(grid: Grid, seed: int) -> Draw:
+    """Half of each label's pictures to the pool, a quarter to each half."""
+    rng = np.random.default_rng(seed)
+    parts: list[list[int]] = [[], [], []]
+    test = np.flatnonzero(grid.groups == "test")
+    for label in sorted(set(grid.labels[test].tolist())):
+        shuffled = rng.permutation(test[grid.labels[test] == label])
+        pool = len(shuffled) // 2
+        middle = pool + (len(shuffled) - pool) // 2
+        for part, columns in zip(parts, np.split(shuffled, [pool, middle]), strict=True):
+            part += columns.tolist()
+    pooled, first, second = (np.array(part) for part in parts)
+    return Draw(rng.permutation(pooled), (first, second))
+
+
+Rule = Callable[[Grid, _Array, int], _Array]
+"""From a grid, the columns of the labelled defects and a seed to the chance ``[C]`` with which each is chosen."""
+
+
+def _chosen(count: int, row: int) -> _Array:
+    return np.eye(count)[row]
+
+
+def by_evidence(*, ranks: bool, ties: str) -> Rule:
+    """The product's choice; without ``ranks`` by the mean AUROC of the kinds, with ``ties`` the fastest that ties."""
+
+    def rule(grid: Grid, labelled: _Array, seed: int) -> _Array:
+        columns = np.concatenate([np.flatnonzero(np.isin(grid.groups, ("selection", "synthetic"))), labelled])
+        synthetic = grid.groups[columns] == "synthetic"
+        found = judge_trials(grid.scores[:, columns], grid.labels[columns].tolist(), synthetic, ranks=ranks, seed=seed)
+        if ties == "none":
+            return _chosen(len(grid.scores), found.best)
+        latency = np.array([row["latency_ms"] for row in grid.configurations])
+        return _chosen(len(grid.scores), int(np.argmin(np.where(found.tied, latency, np.inf))))
+
+    return rule
+
+
+def always(algorithm: str) -> Rule:
+    """An algorithm's default, whatever the evidence."""
+    return lambda grid, labelled, seed: _chosen(len(grid.scores), grid.default(algorithm))
+
+
+def at_random(grid: Grid, labelled: _Array, seed: int) -> _Array:
+    """Any configuration."""
+    return np.full(len(grid.scores), 1 / len(grid.scores))
+
+
+RULES: dict[str, Rule] = {
+    "ranks of kinds": by_evidence(ranks=True, ties="none"),
+    "ranks, fastest that ties": by_evidence(ranks=True, ties="fastest"),
+    "mean AUROC of kinds": by_evidence(ranks=False, ties="none"),
+    "mean, fastest that ties": by_evidence(ranks=False, ties="fastest"),
+    "default PatchCore": always("patchcore"),
+    "default PaDiM": always("padim"),
+    "at random": at_random,
+}
+
+
+def regret(grid: Grid, rule: Rule, labelled: int) -> list[float]:
+    """Regret of each draw."""
+    found = []
+    for seed in range(DRAWS):
+        draw = divide(grid, seed)
+        defects = draw.pool[grid.labels[draw.pool] != "good"][:labelled]
+        chosen = rule(grid, defects, seed)
+        first, second = (grid.aurocs(half) for half in draw.halves)
+        for oracle, judged in ((first, second), (second, first)):
+            found.append(float(judged[int(np.argmax(oracle))] - chosen @ judged))
+    return found
+
+
+def spearman(grid: Grid) -> tuple[float, float]:
+    """Of the synthetic ranking with the true one, and of one half of the truth with the other; means over draws."""
+    columns = np.flatnonzero(np.isin(grid.groups, ("selection", "synthetic")))
+    synthetic = grid.groups[columns] == "synthetic"
+    quality = judge_trials(grid.scores[:, columns], grid.labels[columns].tolist(), synthetic, repeats=1).quality
+    truth = grid.aurocs(np.flatnonzero(grid.groups == "test"))
+    halves = []
+    for seed in range(DRAWS):
+        draw = divide(grid, seed)
+        first, second = (grid.aurocs(half) for half in draw.halves)
+        halves.append(float(stats.spearmanr(first, second).statistic))
+    return float(stats.spearmanr(quality, truth).statistic), float(np.mean(halves))
+
+
+def coverage(grid: Grid, row: int, rate: float) -> tuple[float, float] | None:
+    """Realised false-positive rate and its standard error where calibration and test normals are mixed and divided."""
+    normals = np.flatnonzero((grid.groups == "calibration") | ((grid.groups == "test") & (grid.labels == "good")))
+    count = int((grid.groups == "calibration").sum())
+    if rate * (count + 1) < 1:
+        return None
+    realised = []
+    for seed in range(RESAMPLINGS):
+        mixed = grid.scores[row, np.random.default_rng(seed).permutation(normals)]
+        realised.append(float((mixed[count:] > conformal_threshold(mixed[:count], rate).value).mean()))
+    return float(np.mean(realised)), float(np.std(realised) / np.sqrt(RESAMPLINGS))
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Mean over datasets with its 95 % interval."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return f"{mean:.3f}"
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return f"**{mean:.3f}** [{mean - half:.3f}, {mean + half:.3f}]"
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grids", type=Path, nargs="+", help="files of grid.py")
+    grids = [Grid.read(file) for file in parser.parse_args().grids]
+    for labelled in LABELLED:
+        rows = []
+        for name, rule in RULES.items():
+            by_dataset = [float(np.mean(regret(grid, rule, labelled))) for grid in grids]
+            rows.append([name, *(f"{value:.3f}" for value in by_dataset), _mean(by_dataset)])
+        print(f"\nRegret in image AUROC, {labelled} labelled defects\n")
+        print(table(["choice", *(grid.name for grid in grids), "mean"], rows), flush=True)
+    print("\nSpearman of the synthetic ranking with the true one\n")
+    found = [spearman(grid) for grid in grids]
+    print(
+        table(
+            ["", *(grid.name for grid in grids), "mean"],
+            [
+                ["synthetic with true", *(f"{one:.2f}" for one, _ in found), _mean([one for one, _ in found])],
+                ["true with true, halves", *(f"{two:.2f}" for _, two in found), _mean([two for _, two in found])],
+            ],
+        )
+    )
+    print("\nRealised false-positive rate of the default PatchCore\n")
+    rows = []
+    for rate in RATES:
+        cells = [coverage(grid, grid.default("patchcore"), rate) for grid in grids]
+        rows.append(
+            [f"{rate:.0%}", *("too few" if cell is None else f"{cell[0]:.3f} ± {cell[1]:.3f}" for cell in cells)]
+        )
+    print(table(["promised", *(grid.name for grid in grids)], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoad.data import Picture
+from autoad.schema import Metrics, TrialRow
+from autoad.search.choice import Limits, choose_trial
+from autoad.search.selection_scores import SelectionScores
+
+COUNT = 40
+
+
+def picture(number: int) -> Picture:
+    return Picture(Path(f"{number}.png"), f"{number:064x}", "good" if number < COUNT // 2 else "dent", None, "")
+
+
+SELECTION = [picture(number) for number in range(COUNT)]
+SEPARATED = np.arange(COUNT, dtype=np.float32)
+NEARLY = SEPARATED.copy()
+NEARLY[[19, 20]] = NEARLY[[20, 19]]  # one pair in 400 the wrong way round
+BLIND = np.tile(np.float32([0, 1]), COUNT // 2)
+
+
+def row(trial: int, auroc: float, latency_ms: float | None, *, algorithm: str = "dfm", mb: float = 1.0) -> TrialRow:
+    metrics = Metrics(image_auroc=auroc)
+    return TrialRow(
+        trial=trial,
+        algorithm=algorithm,
+        config={},
+        status="complete",
+        validation=metrics,
+        latency_ms=latency_ms,
+        model_mb=mb,
+    )
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> SelectionScores:
+    kept = SelectionScores(tmp_path)
+    for trial, scores in enumerate((SEPARATED, NEARLY, BLIND, NEARLY)):
+        kept.keep(trial, scores)
+    return kept
+
+
+def chosen(rows: list[TrialRow], kept: SelectionScores, limits: Limits = Limits()) -> list[int]:  # noqa: B008
+    return [one.trial for one in choose_trial(rows, SELECTION, kept, "image_auroc", 1.0, limits, seed=0)[0]]
+
+
+def test_the_fastest_of_those_that_tie(kept: SelectionScores) -> None:
+    rows = [row(0, 1.0, 9.0), row(1, 0.9975, 3.0, algorithm="padim"), row(2, 0.5, 1.0)]
+    order, choice = choose_trial(rows, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0)
+    assert [one.trial for one in order] == [1, 0, 2]
+    assert choice is not None
+    assert (choice.trial, choice.best, choice.tied) == (1, 0, [0, 1])
+    assert choice.behind == pytest.approx(1 / 400)
+    assert choice.error >= choice.behind
+    assert 0 < choice.wins < 0.7
+    assert choice.algorithm_wins == choice.wins
+
+
+def test_what_is_about_as_fast_gives_way_to_what_is_better(kept: SelectionScores) -> None:
+    assert chosen([row(0, 1.0, 3.5), row(1, 0.9975, 3.0), row(2, 0.5, 1.0)], kept) == [0, 1, 2]
+
+
+def test_where_nothing_is_timed_the_smaller_one(kept: SelectionScores) -> None:
+    assert chosen([row(0, 1.0, None, mb=9.0), row(1, 0.9975, None, mb=2.0)], kept) == [1, 0]
+
+
+def test_scores_that_are_lost_or_of_other_pictures_only_keep_a_trial_from_tying(
+    kept: SelectionScores, tmp_path: Path
+) -> None:
+    rows = [row(0, 1.0, 9.0), row(1, 0.9975, 3.0), row(3, 0.9975, 3.0), row(7, 0.99, 1.0)]
+    (tmp_path / "selection" / "1.npy").write_bytes(b"half")
+    kept.keep(3, NEARLY[:-1])
+    assert chosen(rows, kept) == [0, 1, 3, 7]
+    (tmp_path / "selection" / "0.npy").unlink()
+    order, choice = choose_trial(rows, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0)
+    assert ([one.trial for one in order], choice) == ([0, 1, 3, 7], None)
+
+
+def test_another_objective_is_taken_at_its_word(kept: SelectionScores) -> None:
+    rows = [row(0, 1.0, 9.0), row(1, 0.9975, 3.0)]
+    order, choice = choose_trial(rows, SELECTION, kept, "aupro", 1.0, Limits(), seed=0)
+    assert ([one.trial for one in order], choice) == ([0, 1], None)
+
+
+def test_trials_beyond_the_limits_and_unfinished_ones_are_left_out(kept: SelectionScores) -> None:
+    rows = [row(0, 1.0, 9.0), row(1, 0.9975, 3.0, mb=50.0), row(2, 0.5, 1.0)]
+    assert chosen(rows, kept, Limits(latency_ms=5.0)) == [1, 2]
+    assert chosen(rows, kept, Limits(memory_mb=10.0)) == [0, 2]
+    assert chosen(rows, kept, Limits(latency_ms=0.1)) == []
+    assert chosen([row(0, 1.0, 9.0).model_copy(update={"status": "pruned"})], kept) == []
+
+
+def test_a_limit_says_what_exceeds_it() -> None:
+    limits = Limits(5.0, 100.0)
+    assert str(limits) == "--max-latency-ms 5 and --max-memory-mb 100"
+    assert limits.refusal(latency_ms=5.0, memory_mb=100.0) is None
+    assert limits.refusal(latency_ms=None, memory_mb=None) is None
+    assert limits.refusal(latency_ms=7.25, memory_mb=1.0) == (
+        "takes 7.2 ms a picture, which is more than --max-latency-ms 5"
+    )
+    assert limits.refusal(latency_ms=1.0, memory_mb=101.0) == "takes 101 MB, which is more than --max-memory-mb 100"
