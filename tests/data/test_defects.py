@@ -83,7 +83,8 @@ def test_a_defect_lies_on_the_part(kind: str) -> None:
     for seed in range(30):
         _, mask = draw(image, kind, seed, part)
         shares.append((mask & part.mask).sum() / mask.sum())
-    assert min(shares) >= 0.8
+    # What bends or moves the part also changes what is behind it; all else must not.
+    assert min(shares) >= (0.8 if kind in {"deformation", "displaced"} else 1)
     assert np.mean(shares) >= 0.9
 
 

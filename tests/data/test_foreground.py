@@ -61,6 +61,7 @@ def textures() -> dict[str, np.ndarray]:
     y, x = np.mgrid[:200, :240]
     grown = np.stack([(120 + 900 * clouds).clip(0, 255)] * 3, axis=2)
     return {
+        "faint": place_part(colour=60, ground=40, noise=8)[0],
         "flat": np.full((200, 240, 3), 90, dtype=np.uint8),
         "noise": fine,
         "clouds": grown.astype(np.uint8),
