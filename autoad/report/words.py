@@ -227,8 +227,9 @@ def caveats(material: Material) -> list[Caveat]:
     if result.evidence == "synthetic":
         warn(
             "Chosen by synthetic defects",
-            "There was no labelled defect to select by, so drawn ones (CutPaste, Perlin texture, scratches) ranked the "
-            "trials. Real defects may be ranked differently; add a few labelled ones and search again.",
+            "There was no labelled defect to select by, so drawn ones (pasted patches, textures, scratches, stains, "
+            "deformations, missing and displaced pieces) ranked the trials. Real defects may be ranked differently; "
+            "add a few labelled ones and search again.",
         )
     if champion is not None:
         _warn_of_champion(material, champion, warn)
