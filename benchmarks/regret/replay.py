@@ -22,8 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from autoad.evaluation import conformal_threshold, image_metrics
-from autoad.search.choice import judge_trials
+from autoad.evaluation import compare_trials, conformal_threshold, image_metrics, labelled_weight
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from _common import table
@@ -97,19 +96,41 @@ def _chosen(count: int, row: int) -> _Array:
     return np.eye(count)[row]
 
 
-def by_evidence(*, ranks: bool, ties: str) -> Rule:
-    """The product's choice; without ``ranks`` by the mean AUROC of the kinds, with ``ties`` the fastest that ties."""
+def by_evidence(*, blend: bool = True, ties: bool = True) -> Rule:
+    """The product's choice; without ``blend`` by labelled defects alone where there are any, without ``ties`` the best."""
 
     def rule(grid: Grid, labelled: _Array, seed: int) -> _Array:
         columns = np.concatenate([np.flatnonzero(np.isin(grid.groups, ("selection", "synthetic"))), labelled])
-        synthetic = grid.groups[columns] == "synthetic"
-        found = judge_trials(grid.scores[:, columns], grid.labels[columns].tolist(), synthetic, ranks=ranks, seed=seed)
-        if ties == "none":
+        weight = labelled_weight(len(labelled), int((grid.groups == "selection").sum()))
+        found = compare_trials(
+            grid.scores[:, columns],
+            grid.labels[columns].tolist(),
+            grid.groups[columns] == "synthetic",
+            float(weight > 0) if not blend else weight,
+            seed=seed,
+        )
+        if not ties:
             return _chosen(len(grid.scores), found.best)
         latency = np.array([row["latency_ms"] for row in grid.configurations])
-        return _chosen(len(grid.scores), int(np.argmin(np.where(found.tied, latency, np.inf))))
+        fast = found.tied & (latency <= 1.2 * latency[found.tied].min())
+        return _chosen(len(grid.scores), int(np.argmax(np.where(fast, found.quality, -np.inf))))
 
     return rule
+
+
+def by_ranks(grid: Grid, labelled: _Array, seed: int) -> _Array:
+    """The best average rank over the kinds of synthetic defects, each ranked by itself."""
+    normal, kinds = _kinds(grid)
+    ranks = np.mean(
+        [stats.rankdata(-grid.aurocs(np.concatenate([normal, kind])), method="average") for kind in kinds], axis=0
+    )
+    return _chosen(len(grid.scores), int(np.argmin(ranks)))
+
+
+def _kinds(grid: Grid) -> tuple[_Array, list[_Array]]:
+    drawn = grid.groups == "synthetic"
+    kinds = sorted(set(grid.labels[drawn].tolist()))
+    return np.flatnonzero(grid.groups == "selection"), [np.flatnonzero(drawn & (grid.labels == kind)) for kind in kinds]
 
 
 def always(algorithm: str) -> Rule:
@@ -123,10 +144,10 @@ def at_random(grid: Grid, labelled: _Array, seed: int) -> _Array:
 
 
 RULES: dict[str, Rule] = {
-    "ranks of kinds": by_evidence(ranks=True, ties="none"),
-    "ranks, fastest that ties": by_evidence(ranks=True, ties="fastest"),
-    "mean AUROC of kinds": by_evidence(ranks=False, ties="none"),
-    "mean, fastest that ties": by_evidence(ranks=False, ties="fastest"),
+    "autoad": by_evidence(),
+    "autoad, the best whatever its speed": by_evidence(ties=False),
+    "labelled alone where there are any": by_evidence(blend=False, ties=False),
+    "average rank over synthetic kinds": by_ranks,
     "default PatchCore": always("patchcore"),
     "default PaDiM": always("padim"),
     "at random": at_random,
@@ -148,9 +169,8 @@ def regret(grid: Grid, rule: Rule, labelled: int) -> list[float]:
 
 def spearman(grid: Grid) -> tuple[float, float]:
     """Of the synthetic ranking with the true one, and of one half of the truth with the other; means over draws."""
-    columns = np.flatnonzero(np.isin(grid.groups, ("selection", "synthetic")))
-    synthetic = grid.groups[columns] == "synthetic"
-    quality = judge_trials(grid.scores[:, columns], grid.labels[columns].tolist(), synthetic, repeats=1).quality
+    normal, kinds = _kinds(grid)
+    quality = np.mean([grid.aurocs(np.concatenate([normal, kind])) for kind in kinds], axis=0)
     truth = grid.aurocs(np.flatnonzero(grid.groups == "test"))
     halves = []
     for seed in range(DRAWS):
