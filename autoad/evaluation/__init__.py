@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autoad.evaluation.best_f1 import BestF1
 from autoad.evaluation.intervals import (
     PixelIntervals,
     bootstrap_interval,
@@ -14,7 +15,9 @@ from autoad.evaluation.regions import find_regions
 from autoad.evaluation.summary import average_ranks, by_defect, compute_metrics, known_pixels
 from autoad.evaluation.thresholds import (
     Threshold,
+    conformal_rank,
     conformal_threshold,
+    measured_threshold,
     normalize_scores,
     score_scale,
     smallest_rate,
@@ -22,6 +25,7 @@ from autoad.evaluation.thresholds import (
 from autoad.schema import Region
 
 __all__ = [
+    "BestF1",
     "ImageMetrics",
     "PixelIntervals",
     "PixelMetrics",
@@ -32,10 +36,12 @@ __all__ = [
     "bootstrap_pixel_interval",
     "by_defect",
     "compute_metrics",
+    "conformal_rank",
     "conformal_threshold",
     "find_regions",
     "image_metrics",
     "known_pixels",
+    "measured_threshold",
     "normalize_scores",
     "paired_difference",
     "pixel_metrics",
