@@ -25,6 +25,7 @@ from autoad.schema import (
     PromoteWhen,
     PromotionResult,
     RouteEntry,
+    ThresholdMethod,
 )
 
 __all__ = ["Client"]
@@ -206,6 +207,7 @@ class Client:
         deterministic: bool = False,
         warm_start: bool = True,
         max_epochs: int | None = None,
+        threshold: ThresholdMethod = "conformal",
         false_positive_rate: float | None = None,
         patience: int | None = None,
         promote_when: PromoteWhen = "never",
@@ -225,7 +227,9 @@ class Client:
             deterministic: one worker and no clock, so that it repeats exactly.
             warm_start: whether earlier searches of similar pictures are learnt from.
             max_epochs: lowers the ceilings of epochs.
-            false_positive_rate: share of good pictures that may be called anomalous.
+            threshold: ``conformal`` keeps to a rate of false positives; ``f1-max`` has the best F1 on the calibration
+                pictures and the selection's labelled defects, and needs some.
+            false_positive_rate: share of good pictures that may be called anomalous, for ``conformal`` alone.
             patience: end after so many finished trials in a row without a better one.
             promote_when: whether the champion is promoted at the end: ``never``, ``always``, or when it is ``better``
                 than the version that serves by more than chance.
@@ -250,6 +254,7 @@ class Client:
                 deterministic=deterministic,
                 warm_start=warm_start,
                 max_epochs=max_epochs,
+                threshold=threshold,
                 false_positive_rate=false_positive_rate,
                 patience=patience,
                 promote_when=promote_when,

@@ -67,11 +67,13 @@ from autoad.schema.submissions import (
     SubmissionStatus,
     SubmitRequest,
 )
+from autoad.schema.thresholds import THRESHOLD_METHODS, ThresholdMethod, describe_rate
 
 __all__ = [
     "FRAME_HEADER",
     "METRIC_NAMES",
     "PACK_BYTES",
+    "THRESHOLD_METHODS",
     "Champion",
     "DatasetEntry",
     "DatasetPage",
@@ -122,10 +124,12 @@ __all__ = [
     "SubmitRequest",
     "TableRow",
     "TestMetrics",
+    "ThresholdMethod",
     "TimingReply",
     "TrialRow",
     "TrialStatus",
     "UploadEntry",
     "UploadRequest",
+    "describe_rate",
     "parse_duration",
 ]

@@ -482,6 +482,7 @@ def _champion(
                 name=plan.request.model or usable_name(summary.name),
                 search=summary.search_id,
                 evidence=plan.roles.evidence,
+                threshold=plan.threshold,
                 rate=plan.rate,
                 registry=registry,
                 scratch_dir=settings.models_dir,
