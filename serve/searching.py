@@ -76,6 +76,7 @@ def _search(search_id: str, request: SubmitRequest, data: Path, database: Databa
                 deterministic=request.deterministic,
                 warm_start=request.warm_start,
                 max_epochs=request.max_epochs,
+                threshold=request.threshold,
                 false_positive_rate=request.false_positive_rate,
                 patience=request.patience,
                 max_latency_ms=request.max_latency_ms,

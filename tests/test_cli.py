@@ -136,6 +136,8 @@ def test_a_damaged_artifact_is_refused(
         (("--objective", "auroc"), "unknown objective"),
         (("--space", "absent.yaml"), "absent.yaml"),
         (("--false-positive-rate", "0.001"), "cannot be guaranteed with"),
+        (("--threshold", "f1"), "unknown threshold 'f1'"),
+        (("--threshold", "f1-max", "--false-positive-rate", "0.1"), "the threshold f1-max keeps to no rate"),
         (("--engine", "tpu"), "tpu"),
         (("--name", "../up"), "usable as a folder name"),
         (("--name", "n" * 300), "usable as a folder name"),
@@ -152,6 +154,18 @@ def test_a_wrong_request_is_refused_before_anything_is_written(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "state").exists()
+
+
+def test_the_best_f1_of_no_defect_is_refused_before_anything_is_written(
+    autoad_here: Run, demo: Path, tmp_path: Path
+) -> None:
+    arguments = ("search", "--data", demo / "train" / "good", "--threshold", "f1-max")
+    done = autoad_here(*arguments, AUTOAD_DATA_DIR=str(tmp_path / "state"))
+    assert done.returncode == 2
+    assert "needs a labelled defect among the selection pictures but there is none" in done.stderr
+    assert not (tmp_path / "state").exists()
+    done = autoad_here("search", "--resume", "small", "--threshold", "f1-max")
+    assert (done.returncode, "--threshold cannot be changed" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

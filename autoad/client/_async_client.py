@@ -51,6 +51,7 @@ from autoad.schema import (
     SubmissionEntry,
     SubmissionPage,
     SubmitRequest,
+    ThresholdMethod,
     parse_duration,
 )
 from autoad.settings import DEFAULT_SERVER, get_settings
@@ -231,6 +232,7 @@ class AsyncClient:
         deterministic: bool = False,
         warm_start: bool = True,
         max_epochs: int | None = None,
+        threshold: ThresholdMethod = "conformal",
         false_positive_rate: float | None = None,
         patience: int | None = None,
         max_latency_ms: float | None = None,
@@ -253,6 +255,7 @@ class AsyncClient:
             deterministic=deterministic,
             warm_start=warm_start,
             max_epochs=max_epochs,
+            threshold=threshold,
             false_positive_rate=false_positive_rate,
             patience=patience,
             max_latency_ms=max_latency_ms,

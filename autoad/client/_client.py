@@ -25,6 +25,7 @@ from autoad.schema import (
     PromoteWhen,
     PromotionResult,
     RouteEntry,
+    ThresholdMethod,
 )
 
 __all__ = ["Client"]
@@ -206,6 +207,7 @@ class Client:
         deterministic: bool = False,
         warm_start: bool = True,
         max_epochs: int | None = None,
+        threshold: ThresholdMethod = "conformal",
         false_positive_rate: float | None = None,
         patience: int | None = None,
         max_latency_ms: float | None = None,
@@ -227,7 +229,9 @@ class Client:
             deterministic: one worker and no clock, so that it repeats exactly.
             warm_start: whether earlier searches of similar pictures are learnt from.
             max_epochs: lowers the ceilings of epochs.
-            false_positive_rate: share of good pictures that may be called anomalous.
+            threshold: ``conformal`` keeps to a rate of false positives; ``f1-max`` has the best F1 on the calibration
+                pictures and the selection's labelled defects, and needs some.
+            false_positive_rate: share of good pictures that may be called anomalous, for ``conformal`` alone.
             patience: end after so many finished trials in a row without a better one.
             max_latency_ms: most milliseconds that the champion may take for a picture on the server.
             max_memory_mb: most memory, in MB, that a process which scores with the champion may take.
@@ -254,6 +258,7 @@ class Client:
                 deterministic=deterministic,
                 warm_start=warm_start,
                 max_epochs=max_epochs,
+                threshold=threshold,
                 false_positive_rate=false_positive_rate,
                 patience=patience,
                 max_latency_ms=max_latency_ms,

@@ -58,6 +58,13 @@ def search(
     max_epochs: Annotated[
         int | None, typer.Option(min=1, help="Lower the ceiling of epochs of all algorithms.")
     ] = None,
+    threshold: Annotated[
+        str,
+        typer.Option(
+            help="conformal: keeps to --false-positive-rate. f1-max: the best F1 on calibration pictures and labelled "
+            "selection defects."
+        ),
+    ] = "conformal",
     false_positive_rate: Annotated[
         float | None, typer.Option(help="Share of good pictures that may be called anomalous. Default 0.05.")
     ] = None,
@@ -92,7 +99,7 @@ def search(
 ) -> None:
     """Search algorithms and hyperparameters for a dataset; refit, calibrate and test the best."""
     from autoad.errors import UsageError
-    from autoad.schema import Objective, PromoteWhen, parse_duration
+    from autoad.schema import Objective, PromoteWhen, ThresholdMethod, parse_duration
 
     given = _given(context)
     seconds = parse_duration(time) if time else None
@@ -122,6 +129,7 @@ def search(
             deterministic=deterministic,
             warm_start=not no_warm_start,
             max_epochs=max_epochs,
+            threshold=cast(ThresholdMethod, threshold),
             false_positive_rate=false_positive_rate,
             patience=patience,
             max_latency_ms=max_latency_ms,
@@ -159,6 +167,7 @@ def search(
         deterministic=deterministic,
         warm_start=not no_warm_start,
         max_epochs=max_epochs,
+        threshold=threshold,
         false_positive_rate=false_positive_rate,
         patience=patience,
         trial_timeout=limit,

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from autoad.console._streams import out
 from autoad.console._text import duration, number, short_config
-from autoad.schema import Champion, Choice, ScoredPicture, SearchEntry, SearchResult, TrialRow
+from autoad.schema import Champion, Choice, ScoredPicture, SearchEntry, SearchResult, TrialRow, describe_rate
 
 __all__ = ["leaderboard_table", "print_records", "print_result", "print_scores", "searches_table"]
 
@@ -109,9 +109,7 @@ def print_result(result: SearchResult, *, top: int = 15, there: str | None = Non
     if champion.difference is not None:
         d = champion.difference
         out.print(f"difference in image AUROC: {d.image_auroc:+.3f} [{d.low:+.3f}, {d.high:+.3f}] (paired, 95 %)")
-    realised = "" if test.false_positive_rate is None else f"; on the test pictures {test.false_positive_rate:.1%}"
-    promised = f"at most {champion.false_positive_rate:.1%} of good pictures above"
-    out.print(f"threshold {champion.threshold:.4g}: {promised}{realised}")
+    _print_thresholds(champion)
     if (speed := champion.speed) is not None:
         out.print(
             f"speed: {speed.latency_ms:.0f} ms a picture, {speed.pictures_per_second:.0f} pictures/s, "
@@ -139,6 +137,20 @@ def _chosen(choice: Choice) -> str:
     elif len(choice.tied) > 1:
         how += f", the best; {len(choice.tied) - 1} more tie with it but are no faster"
     return f"{how}; best in {choice.wins:.0%} of resamplings, its algorithm in {choice.algorithm_wins:.0%}"
+
+
+def _print_thresholds(champion: Champion) -> None:
+    """What the champion's thresholds promise, and what came of it in the test."""
+    method, realised = champion.threshold_method, champion.test.false_positive_rate
+    told = describe_rate(method, champion.false_positive_rate, champion.false_positive_rate_upper)
+    tested = "" if realised is None else f"; on the test pictures {realised:.1%}"
+    out.print(f"threshold {champion.threshold:.4g} ({method}): {told}{tested}")
+    if champion.pixel_threshold_method is not None and champion.pixel_false_positive_rate is not None:
+        method, rate = champion.pixel_threshold_method, champion.pixel_false_positive_rate
+        told = describe_rate(method, rate, champion.pixel_false_positive_rate_upper, "with any region")
+        out.print(f"threshold of pixels ({method}): {told}")
+    if (smallest := champion.smallest_false_positive_rate) is not None:
+        out.print(f"smallest rate that so many calibration pictures can guarantee: {smallest:.1%}")
 
 
 def _address(champion: Champion) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autoad.evaluation.best_f1 import BestF1
 from autoad.evaluation.comparison import Comparison, compare_trials, labelled_weight
 from autoad.evaluation.intervals import (
     PixelIntervals,
@@ -15,7 +16,9 @@ from autoad.evaluation.regions import find_regions
 from autoad.evaluation.summary import by_defect, compute_metrics, known_pixels
 from autoad.evaluation.thresholds import (
     Threshold,
+    conformal_rank,
     conformal_threshold,
+    measured_threshold,
     normalize_scores,
     score_scale,
     smallest_rate,
@@ -23,6 +26,7 @@ from autoad.evaluation.thresholds import (
 from autoad.schema import Region
 
 __all__ = [
+    "BestF1",
     "Comparison",
     "ImageMetrics",
     "PixelIntervals",
@@ -34,11 +38,13 @@ __all__ = [
     "by_defect",
     "compare_trials",
     "compute_metrics",
+    "conformal_rank",
     "conformal_threshold",
     "find_regions",
     "image_metrics",
     "known_pixels",
     "labelled_weight",
+    "measured_threshold",
     "normalize_scores",
     "paired_difference",
     "pixel_metrics",

@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from autoad.errors import ArtifactError
+from autoad.evaluation import smallest_rate
 from autoad.files import write_atomically
-from autoad.schema import Difference, Evidence, Metrics, Speed, TestMetrics
+from autoad.schema import Difference, Evidence, Metrics, Speed, TestMetrics, ThresholdMethod, describe_rate
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -82,10 +83,18 @@ class Calibration(_Record):
 
     Attributes:
         threshold: a picture is anomalous when its raw score is greater.
-        rate: false-positive rate that split-conformal calibration on ``pictures`` normal pictures guarantees.
+        method: ``conformal``; or ``f1-max``, the best F1 on the calibration pictures and the selection's labelled
+            defects.
+        rate: false-positive rate that split-conformal calibration on ``pictures`` normal pictures guarantees; with
+            ``f1-max`` the share of these pictures above the threshold.
+        rate_upper: 90 % upper bound on the false-positive rate of this very threshold; None for models that were saved
+            before it was known, as all that follows ``pixel_scale``.
         scale: spread of the calibration scores, the unit of the normalised score.
-        pixel_threshold: the same for the map's largest value; None without a map.
-        pixel_scale: spread of the calibration maps' largest values; None without a map.
+        pixel_threshold: above it pixels form regions; None without a map, as all of the same prefix.
+        pixel_scale: spread of the calibration maps' largest values.
+        pixel_method: as ``method``; ``f1-max`` compares pixels with the defects' masks.
+        pixel_rate: as ``rate``, of good pictures with any region.
+        pixel_rate_upper: its 90 % upper bound.
     """
 
     threshold: float
@@ -94,6 +103,32 @@ class Calibration(_Record):
     scale: float
     pixel_threshold: float | None
     pixel_scale: float | None
+    method: ThresholdMethod = "conformal"
+    rate_upper: float | None = None
+    pixel_method: ThresholdMethod | None = None
+    pixel_rate: float | None = None
+    pixel_rate_upper: float | None = None
+
+    @property
+    def smallest_rate(self) -> float:
+        """The smallest false-positive rate that so many pictures can guarantee."""
+        return smallest_rate(self.pictures)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the thresholds are and promise, in words; by which threshold it is."""
+        told = describe_rate(self.method, self.rate, self.rate_upper, "lie above it")
+        text = (
+            f"{self.threshold:.6g} ({self.method}, {self.pictures} calibration pictures, which can guarantee "
+            f"{self.smallest_rate:.1%} at the least); {told}"
+        )
+        if self.method == "f1-max":
+            text += "; the labelled defects of the F1 chose the trial too, but nothing was fitted on them"
+        facts = {"threshold": text}
+        if self.pixel_threshold is not None and self.pixel_method is not None and self.pixel_rate is not None:
+            told = describe_rate(self.pixel_method, self.pixel_rate, self.pixel_rate_upper, "have any region")
+            facts["threshold of pixels"] = f"{self.pixel_threshold:.6g} ({self.pixel_method}); {told}"
+        return facts
 
 
 class Provenance(_Record):
@@ -228,11 +263,7 @@ def model_card(manifest: Manifest) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in source.dataset_counts.items())
     lines += [f"- dataset: {source.dataset_hash[:12]} ({counts})", f"- evidence: {source.evidence}"]
     if manifest.calibration is not None:
-        calibration = manifest.calibration
-        lines.append(
-            f"- threshold: {calibration.threshold:.6g}; at most {calibration.rate:.1%} of good pictures lie above it "
-            f"(split-conformal, {calibration.pictures} calibration pictures)"
-        )
+        lines += [f"- {title}: {text}" for title, text in manifest.calibration.facts.items()]
     if manifest.metrics is not None:
         lines += ["", "| | image AUROC | pixel AUROC | AUPRO |", "|---|---|---|---|"]
         rows: list[tuple[str, Metrics | None]] = [

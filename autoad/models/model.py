@@ -16,9 +16,17 @@ import numpy.typing as npt
 import torch
 
 from autoad.algorithms import Detector, Inputs, Runtime, get_algorithm
-from autoad.data import decode_image, resize_image
+from autoad.data import Picture, decode_image, load_mask, resize_image
 from autoad.errors import ArtifactError, UnreadableImageError, UsageError
-from autoad.evaluation import conformal_threshold, find_regions, normalize_scores, score_scale
+from autoad.evaluation import (
+    BestF1,
+    Threshold,
+    conformal_threshold,
+    find_regions,
+    measured_threshold,
+    normalize_scores,
+    score_scale,
+)
 from autoad.features import EnginePool, SharedEngine, as_tensors, find_weights
 from autoad.models.artifact import Calibration, Manifest, Member, load_tensors, read_manifest
 from autoad.schema import Region
@@ -162,33 +170,71 @@ class Model:
             for index in range(len(pixels))
         ]
 
-    def calibrate(self, pictures: Sequence[bytes], rate: float) -> tuple[Self, Calibration, npt.NDArray[np.float64]]:
-        """Learn the threshold from normal pictures that the model was not fitted on.
+    def calibrate(
+        self, pictures: Sequence[bytes], rate: float, defects: Sequence[Picture] | None = None
+    ) -> tuple[Self, Calibration, npt.NDArray[np.float64]]:
+        """Learn the thresholds from normal pictures that the model was not fitted on.
 
         Args:
             pictures: encoded normal pictures.
-            rate: false-positive rate to guarantee.
+            rate: false-positive rate that conformal thresholds guarantee.
+            defects: None for conformal thresholds; or defective pictures, for those of the best F1 between them and
+                ``pictures``. The pixel threshold stays conformal where no mask marks anything.
 
         Returns:
             The model with its calibration, that calibration, and the pictures' raw scores ``[N]``.
 
         Raises:
-            CalibrationError: so small a rate needs more pictures.
+            CalibrationError: so small a rate needs more pictures, or there is no defective picture.
         """
-        answers = [answer for _, answer in self._answers(pictures)]
-        scores = np.array([score for score, _ in answers])
-        peaks = np.array([anomaly_map.max() for _, anomaly_map in answers if anomaly_map is not None], dtype=np.float64)
-        threshold = conformal_threshold(scores, rate)
+        image_f1, pixel_f1 = (None, None) if defects is None else self._count_defects(defects)
+        scores, peaks = [], []
+        for _, (score, anomaly_map) in self._answers(pictures):
+            scores.append(score)
+            if image_f1 is not None:
+                image_f1.add([score])
+            if anomaly_map is not None:
+                peaks.append(float(anomaly_map.max()))
+                if pixel_f1 is not None:
+                    pixel_f1.add(anomaly_map.ravel())
+        image = _threshold(scores, rate, image_f1)
+        pixel = _threshold(peaks, rate, pixel_f1) if peaks else None
         calibration = Calibration(
-            threshold=threshold.value,
-            rate=threshold.rate,
-            pictures=threshold.n,
+            threshold=image.value,
+            rate=image.rate,
+            pictures=image.n,
             scale=score_scale(scores),
-            pixel_threshold=conformal_threshold(peaks, rate).value if len(peaks) else None,
-            pixel_scale=score_scale(peaks) if len(peaks) else None,
+            pixel_threshold=None if pixel is None else pixel.value,
+            pixel_scale=None if pixel is None else score_scale(peaks),
+            method="conformal" if image_f1 is None else "f1-max",
+            rate_upper=image.rate_upper,
+            pixel_method=None if pixel is None else "conformal" if pixel_f1 is None else "f1-max",
+            pixel_rate=None if pixel is None else pixel.rate,
+            pixel_rate_upper=None if pixel is None else pixel.rate_upper,
         )
         calibrated = self.with_manifest(self.manifest.model_copy(update={"calibration": calibration}))
-        return calibrated, calibration, scores
+        return calibrated, calibration, np.array(scores)
+
+    def _count_defects(self, defects: Sequence[Picture]) -> tuple[BestF1, BestF1 | None]:
+        """What is to be found by scores of pictures, and by pixels; None for these where none is marked."""
+        scores: list[float] = []
+        marked: list[npt.NDArray[np.float32]] = []
+        clear: list[npt.NDArray[np.float32]] = []
+        answers = self._answers(picture.read() for picture in defects)
+        for picture, (_, (score, anomaly_map)) in zip(defects, answers, strict=True):
+            scores.append(score)
+            if anomaly_map is None:
+                continue
+            mask = load_mask(picture, (anomaly_map.shape[0], anomaly_map.shape[1]))
+            if mask is not None:
+                marked.append(anomaly_map[mask])
+                clear.append(anomaly_map[~mask])
+        pixels = None
+        if any(len(part) for part in marked):
+            pixels = BestF1(np.concatenate(marked))
+            for part in clear:
+                pixels.add(part)
+        return BestF1(scores), pixels
 
     def score(self, data: bytes) -> Score:
         """Score one encoded picture.
@@ -236,6 +282,11 @@ class Model:
             raise failure
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _threshold(scores: Sequence[float], rate: float, best: BestF1 | None) -> Threshold:
+    """Conformal, or that of the best F1."""
+    return conformal_threshold(scores, rate) if best is None else measured_threshold(best.threshold, scores)
 
 
 def _open_engine(folder: Path, member: Member, engines: EnginePool) -> SharedEngine | None:

@@ -403,7 +403,7 @@ class Registry:
     @staticmethod
     def _entry(row: ModelVersion, route: RouteEntry) -> ModelVersionEntry:
         manifest = Manifest.model_validate(row.manifest)
-        metrics = manifest.metrics
+        calibration, metrics = manifest.calibration, manifest.metrics
         names = Metrics.model_fields
         return ModelVersionEntry(
             name=row.name,
@@ -416,7 +416,10 @@ class Registry:
             code_version=row.code_version,
             created=aware(row.created),
             size=row.size,
-            threshold=None if manifest.calibration is None else manifest.calibration.threshold,
+            threshold=None if calibration is None else calibration.threshold,
+            threshold_method=None if calibration is None else calibration.method,
+            false_positive_rate=None if calibration is None else calibration.rate,
+            false_positive_rate_upper=None if calibration is None else calibration.rate_upper,
             validation=None if metrics is None else metrics.validation,
             test=None if metrics is None else Metrics(**metrics.test.model_dump(include=set(names))),
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from scipy.stats import betabinom
 
+from autoad.evaluation import conformal_rank
 from autoad.report.material import Material
 from autoad.schema import Champion, Choice, Objective
 from autoad.search import SearchRequest
@@ -183,10 +183,7 @@ def _beside(champion: Champion) -> str:
 
 
 def _threshold(material: Material, champion: Champion) -> str:
-    text = (
-        f"A picture that scores above {raw_score(champion.threshold)} is called anomalous; the calibration "
-        f"promises that on average at most {percent(champion.false_positive_rate)} of good pictures do"
-    )
+    text = f"A picture that scores above {raw_score(champion.threshold)} is called anomalous; {_promise(champion)}"
     hits = found(material)
     if not hits:
         return text + "."
@@ -199,14 +196,27 @@ def _threshold(material: Material, champion: Champion) -> str:
     )
 
 
+def _promise(champion: Champion) -> str:
+    rate, upper = percent(champion.false_positive_rate), champion.false_positive_rate_upper
+    if champion.threshold_method == "conformal":
+        told = f"the calibration promises that on average at most {rate} of good pictures do"
+        bound = (
+            "" if upper is None else f" (at most {percent(upper)} by a 90 % bound on what this calibration realises)"
+        )
+    else:
+        told = f"that has the best F1 on labelled defects and calibration pictures, of which {rate} do"
+        bound = "" if upper is None else f" (at most {percent(upper)} of good ones by a 90 % bound)"
+    return told + bound
+
+
 def alarm_chance(alarms: int, tested: int, rate: float, calibrated: int) -> float:
     """How likely so many false alarms, or more, are where calibration and test pictures are of the same kind.
 
     With the threshold at the ``k``-th largest of ``n`` calibration scores, the share of good pictures above it has a
     Beta(k, n + 1 - k) distribution over calibration sets, so that the alarms among the test pictures are beta-binomial.
     """
-    exceeding = min(calibrated, math.floor(rate * (calibrated + 1) + 1e-9))
-    return float(betabinom.sf(alarms - 1, tested, exceeding, calibrated + 1 - exceeding))
+    rank = conformal_rank(calibrated, rate)
+    return float(betabinom.sf(alarms - 1, tested, rank, calibrated + 1 - rank))
 
 
 def caveats(material: Material) -> list[Caveat]:
@@ -296,30 +306,46 @@ def _warn_of_champion(material: Material, champion: Champion, warn: Callable[[st
                 f"{METRIC_TITLES[result.objective]} was {selected:.3f} on the selection pictures and {tested:.3f} on "
                 "the test. The best of many trials is partly lucky (the winner's curse): go by the test figure.",
             )
-    if test.false_positive_rate is not None and test.false_positive_rate > champion.false_positive_rate:
-        alarms = round(test.false_positive_rate * roles["good"])
-        chance = alarm_chance(
-            alarms, roles["good"], champion.false_positive_rate, result.dataset.roles["calibration"]["good"]
-        )
-        verdict = (
-            "they probably differ from those it learnt from (light, background, batch). Add good pictures like them."
-            if chance < _UNLIKELY
-            else "it can be chance."
-        )
-        warn(
-            "More false alarms than promised",
-            f"{alarms} of {roles['good']} good test pictures ({percent(test.false_positive_rate)}) lie above the "
-            f"threshold, beside {percent(champion.false_positive_rate)} promised on average. Pictures of the same kind "
-            f"would do so in {percent(chance)} of all searches: {verdict}",
-        )
+    _warn_of_alarms(material, champion, warn)
     missed = sum(total - hits for label, (hits, total) in found(material).items() if label != "good")
     defective = roles["defective"]
     if defective and missed > defective / 2:
         warn(
             "Most defects are missed at this threshold",
-            f"{missed} of {defective} defective test pictures score below it. A search with a larger "
-            "--false-positive-rate lowers it.",
+            f"{missed} of {defective} defective test pictures score below it. "
+            + (
+                "A search with a larger --false-positive-rate lowers it."
+                if champion.threshold_method == "conformal"
+                else "The labelled defects that set it were easier to see; label more like these and search again."
+            ),
         )
+    if champion.threshold_method == "f1-max":
+        warn(
+            "The threshold promises no rate of false alarms",
+            "It has the best F1 on calibration pictures and the selection's labelled defects. These chose the trial "
+            "too, so it may be too high for others. A search with --threshold conformal keeps to a rate.",
+        )
+
+
+def _warn_of_alarms(material: Material, champion: Champion, warn: Callable[[str, str], None]) -> None:
+    roles, realised = material.result.dataset.roles, champion.test.false_positive_rate
+    conformal = champion.threshold_method == "conformal"
+    expected = champion.false_positive_rate if conformal else champion.false_positive_rate_upper
+    if realised is None or expected is None or realised <= expected:
+        return
+    good = roles["test"]["good"]
+    alarms = round(realised * good)
+    differ = "they probably differ from those it learnt from (light, background, batch). Add good pictures like them."
+    told = f"{alarms} of {good} good test pictures ({percent(realised)}) lie above the threshold, beside"
+    if not conformal:
+        warn("More false alarms than expected", f"{told} the 90 % bound of {percent(expected)}: {differ}")
+        return
+    chance = alarm_chance(alarms, good, expected, roles["calibration"]["good"])
+    warn(
+        "More false alarms than promised",
+        f"{told} {percent(expected)} promised on average. Pictures of the same kind would do so in {percent(chance)} "
+        f"of all searches: {differ if chance < _UNLIKELY else 'it can be chance.'}",
+    )
 
 
 def budget(request: Mapping[str, Any]) -> str:

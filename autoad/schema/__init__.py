@@ -68,11 +68,13 @@ from autoad.schema.submissions import (
     SubmissionStatus,
     SubmitRequest,
 )
+from autoad.schema.thresholds import THRESHOLD_METHODS, ThresholdMethod, describe_rate
 
 __all__ = [
     "FRAME_HEADER",
     "METRIC_NAMES",
     "PACK_BYTES",
+    "THRESHOLD_METHODS",
     "Champion",
     "Choice",
     "DatasetEntry",
@@ -124,10 +126,12 @@ __all__ = [
     "SubmitRequest",
     "TableRow",
     "TestMetrics",
+    "ThresholdMethod",
     "TimingReply",
     "TrialRow",
     "TrialStatus",
     "UploadEntry",
     "UploadRequest",
+    "describe_rate",
     "parse_duration",
 ]

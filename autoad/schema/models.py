@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from autoad.schema._record import TEXT, Record
 from autoad.schema.searches import Metrics
+from autoad.schema.thresholds import ThresholdMethod
 
 __all__ = [
     "KeyEntry",
@@ -98,6 +99,7 @@ class ModelVersionEntry(Record):
         search: id of the search that made it; None for one that was registered from a folder.
         trial: number of the trial.
         threshold: raw score above which it calls a picture anomalous.
+        threshold_method: as of :class:`Champion`, and so are ``false_positive_rate`` and its upper bound.
         size: of its artifact, in bytes.
         validation: metrics on the selection role.
         test: metrics on the test role.
@@ -114,6 +116,9 @@ class ModelVersionEntry(Record):
     created: datetime.datetime
     size: int
     threshold: float | None
+    threshold_method: ThresholdMethod | None = None
+    false_positive_rate: float | None = None
+    false_positive_rate_upper: float | None = None
     validation: Metrics | None
     test: Metrics | None
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from autoad.schema._record import Record
+from autoad.schema.thresholds import ThresholdMethod
 
 __all__ = [
     "METRIC_NAMES",
@@ -189,7 +190,16 @@ class Champion(Record):
         default_patchcore: the untuned default on the same pictures.
         difference: champion minus default in test image AUROC.
         threshold: raw score above which a picture is called anomalous.
-        false_positive_rate: largest rate of good pictures above the threshold that its calibration guarantees.
+        threshold_method: ``conformal`` guarantees a rate of false positives; ``f1-max`` has the best F1 on the
+            calibration pictures and the selection's labelled defects, by which the trial was chosen too.
+        false_positive_rate: largest rate of good pictures above the threshold that a conformal calibration guarantees,
+            on average over calibration sets; with ``f1-max`` the share of calibration pictures above it.
+        false_positive_rate_upper: 90 % upper bound on the rate that this very threshold has; None for what was
+            calibrated before it was known.
+        smallest_false_positive_rate: smallest rate that so many calibration pictures can guarantee; None for the same.
+        pixel_threshold_method: of the threshold above which pixels form regions; None without a map, or for the same.
+        pixel_false_positive_rate: the same rate for good pictures with any region.
+        pixel_false_positive_rate_upper: its 90 % upper bound.
         model: folder of the saved model.
         name: of the model that it is a version of; None for what was saved before models had versions.
         version: its number.
@@ -203,7 +213,13 @@ class Champion(Record):
     default_patchcore: TestMetrics | None
     difference: Difference | None
     threshold: float
+    threshold_method: ThresholdMethod = "conformal"
     false_positive_rate: float
+    false_positive_rate_upper: float | None = None
+    smallest_false_positive_rate: float | None = None
+    pixel_threshold_method: ThresholdMethod | None = None
+    pixel_false_positive_rate: float | None = None
+    pixel_false_positive_rate_upper: float | None = None
     speed: Speed | None
     model: str
     name: str | None = None

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from autoad.schema._record import NAME, TEXT, Record
 from autoad.schema.searches import Champion, Difference, Objective, TrialRow
+from autoad.schema.thresholds import ThresholdMethod
 
 __all__ = [
     "EventKind",
@@ -43,7 +44,9 @@ class SubmitRequest(Record):
         deterministic: one worker and no clock.
         warm_start: whether earlier searches of similar pictures are learnt from.
         max_epochs: lowers the ceilings of epochs.
-        false_positive_rate: share of good pictures that may be called anomalous.
+        threshold: ``conformal`` keeps to a rate of false positives; ``f1-max`` has the best F1 on the calibration
+            pictures and the selection's labelled defects, and needs some.
+        false_positive_rate: share of good pictures that may be called anomalous, for ``conformal`` alone.
         patience: end after so many finished trials in a row without a better one.
         max_latency_ms: most milliseconds that the champion may take for a picture on the server.
         max_memory_mb: most memory, in MB, that a process which scores with the champion may take.
@@ -62,6 +65,7 @@ class SubmitRequest(Record):
     deterministic: bool = False
     warm_start: bool = True
     max_epochs: int | None = Field(default=None, ge=1, le=100_000)
+    threshold: ThresholdMethod = "conformal"
     false_positive_rate: float | None = Field(default=None, gt=0, lt=1)
     patience: int | None = Field(default=None, ge=1, le=1_000_000)
     max_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -69,11 +73,15 @@ class SubmitRequest(Record):
     promote_when: PromoteWhen = "never"
 
     @model_validator(mode="after")
-    def _has_no_clock(self) -> Self:
+    def _agrees_with_itself(self) -> Self:
         if self.deterministic and self.seconds is not None:
             raise ValueError("a deterministic search must not depend on the clock: give trials instead of seconds")
         if self.deterministic and (self.max_latency_ms, self.max_memory_mb) != (None, None):
             raise ValueError("a deterministic search must not depend on what is measured: leave the limits out")
+        if self.threshold == "f1-max" and self.false_positive_rate is not None:
+            raise ValueError(
+                "the threshold f1-max keeps to no rate: leave out false_positive_rate, or give the threshold conformal"
+            )
         return self
 
 

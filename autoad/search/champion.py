@@ -45,7 +45,7 @@ from autoad.models import (
 from autoad.models.parity import choose_parity, write_parity
 from autoad.models.registry import Registry
 from autoad.models.speed import measure_speed
-from autoad.schema import Champion, Difference, Evidence, ModelVersionEntry, TestMetrics, TrialRow
+from autoad.schema import Champion, Difference, Evidence, ModelVersionEntry, TestMetrics, ThresholdMethod, TrialRow
 from autoad.search.choice import Limits
 from autoad.search.final_scores import FinalScore, write_final_scores
 from autoad.search.sweep import EVALUATION_SIZE, evaluation_maps
@@ -204,6 +204,7 @@ def finish_champion(
     name: str,
     search: str,
     evidence: Evidence,
+    threshold: ThresholdMethod,
     rate: float,
     limits: Limits,
     registry: Registry,
@@ -227,7 +228,8 @@ def finish_champion(
         name: of the model whose next version it becomes.
         search: id of the search.
         evidence: what the trials were ranked by.
-        rate: false-positive rate that the threshold guarantees.
+        threshold: how the threshold is found; ``f1-max`` by the selection's labelled defects.
+        rate: false-positive rate that a conformal threshold guarantees.
         limits: that the finished model must keep to.
         registry: where the model goes.
         scratch_dir: folder in which it is made, on the disk of the registry's.
@@ -255,6 +257,9 @@ def finish_champion(
     )
     normals = (*roles.train, *(picture for picture in roles.selection if picture.is_normal and not picture.synthetic))
     calibration = [picture.read() for picture in roles.calibration]
+    defects = None
+    if threshold == "f1-max":
+        defects = [picture for picture in roles.selection if not picture.is_normal and not picture.synthetic]
     scratch = scratch_dir / f".{search}-{time.time_ns()}"
     try:
         say(f"refitting {row.algorithm} (trial {row.trial}) on {len(normals)} good pictures")
@@ -264,7 +269,7 @@ def finish_champion(
             if is_full(error):  # every other trial would meet the same disk
                 raise
             raise RefitError(f"trial {row.trial} ({row.algorithm}) could not be refitted: {error}") from error
-        model, _, scores = model.calibrate(calibration, rate)
+        model, _, scores = model.calibrate(calibration, rate, defects)
         write_manifest(scratch / "champion", model.manifest)
         say("measuring its speed")
         speed = None
@@ -290,7 +295,7 @@ def finish_champion(
                 reference = fit_model(
                     scratch / "default", "default-patchcore", default_row, task, normals, provenance, threads=threads
                 )
-                reference, _, scores = reference.calibrate(calibration, rate)
+                reference, _, scores = reference.calibrate(calibration, rate, defects)
                 default = _test(reference, scores, roles.test, task.seed)
             except (TrialError, MemoryError, RuntimeError) as error:
                 default = None
@@ -331,7 +336,13 @@ def _champion(row: TrialRow, version: ModelVersionEntry, folder: Path) -> Champi
         default_patchcore=metrics.default_patchcore,
         difference=metrics.difference,
         threshold=calibration.threshold,
+        threshold_method=calibration.method,
         false_positive_rate=calibration.rate,
+        false_positive_rate_upper=calibration.rate_upper,
+        smallest_false_positive_rate=calibration.smallest_rate,
+        pixel_threshold_method=calibration.pixel_method,
+        pixel_false_positive_rate=calibration.pixel_rate,
+        pixel_false_positive_rate_upper=calibration.pixel_rate_upper,
         speed=metrics.speed,
         model=str(folder),
         name=version.name,

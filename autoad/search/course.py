@@ -269,6 +269,7 @@ def _champion(
                 name=plan.request.model or usable_name(summary.name),
                 search=summary.search_id,
                 evidence=plan.evidence,
+                threshold=plan.threshold,
                 rate=plan.rate,
                 limits=plan.limits,
                 registry=registry,

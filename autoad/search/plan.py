@@ -13,7 +13,7 @@ from autoad.errors import CalibrationError, DatasetError, UnknownNameError, Usag
 from autoad.evaluation import labelled_weight, smallest_rate
 from autoad.features import EngineChoice, backbone_stages, choose_engine, head_precision, reachable_backbones
 from autoad.models import check_model_name
-from autoad.schema import METRIC_NAMES, Evidence, Objective
+from autoad.schema import METRIC_NAMES, THRESHOLD_METHODS, Evidence, Objective, ThresholdMethod
 from autoad.search.choice import Limits
 from autoad.search.space import Space, load_spaces
 
@@ -57,7 +57,9 @@ class SearchRequest:
             deterministic search.
         max_epochs: lowers the search spaces' ceilings of epochs.
         address: ``HOST:PORT`` of a running Ray cluster to search on; empty for this machine alone.
-        false_positive_rate: for the threshold; None for 5 %, or the smallest that the pictures allow.
+        threshold: ``conformal`` guarantees a rate of false positives; ``f1-max`` has the best F1 on the calibration
+            pictures and the selection's labelled defects.
+        false_positive_rate: for a conformal threshold; None for 5 %, or the smallest that the pictures allow.
         patience: finished trials in a row that may fail to improve the best before the search ends; None for any.
         max_latency_ms: of the champion; None for any.
         max_memory_mb: likewise.
@@ -76,6 +78,7 @@ class SearchRequest:
     deterministic: bool = False
     warm_start: bool = True
     max_epochs: int | None = None
+    threshold: str = "conformal"
     false_positive_rate: float | None = None
     patience: int | None = None
     trial_timeout: float | None = None
@@ -92,7 +95,8 @@ class Plan:
 
     Attributes:
         labelled_weight: of labelled defects beside synthetic ones in what ranks the trials.
-        rate: false-positive rate that the threshold guarantees.
+        threshold: how the champion's thresholds are found.
+        rate: that conformal ones guarantee; with ``f1-max`` the pixel threshold may be one still.
     """
 
     request: SearchRequest
@@ -103,6 +107,7 @@ class Plan:
     spaces: dict[str, Space]
     engine: EngineChoice
     precision: Precision
+    threshold: ThresholdMethod
     rate: float
     limits: Limits
     notes: tuple[str, ...]
@@ -126,6 +131,13 @@ def make_plan(request: SearchRequest, *, resuming: str | None = None) -> Plan:
     objective = next((name for name in METRIC_NAMES if name == request.objective), None)
     if objective is None:
         raise UnknownNameError("objective", request.objective, METRIC_NAMES)
+    threshold = next((name for name in THRESHOLD_METHODS if name == request.threshold), None)
+    if threshold is None:
+        raise UnknownNameError("threshold", request.threshold, THRESHOLD_METHODS)
+    if threshold == "f1-max" and request.false_positive_rate is not None:
+        raise UsageError(
+            "the threshold f1-max keeps to no rate: leave out --false-positive-rate, or give --threshold conformal"
+        )
     algorithms = tuple(request.algorithms) or ALGORITHMS
     for algorithm in algorithms:
         get_algorithm(algorithm)
@@ -140,6 +152,11 @@ def make_plan(request: SearchRequest, *, resuming: str | None = None) -> Plan:
     roles = assign_roles(dataset)
     weight = _labelled_weight(roles, objective)
     notes = [f"skipped {skipped.path}: {skipped.reason}" for skipped in dataset.skipped]
+    if threshold == "f1-max" and all(picture.is_normal for picture in roles.selection):
+        raise UsageError(
+            "the threshold f1-max needs a labelled defect among the selection pictures but there is none; add pictures "
+            "of defects (of each two half select, half test), or give --threshold conformal"
+        )
     rate = _false_positive_rate(request, roles, notes)
     if request.deterministic and request.max_epochs is None:
         notes.append(
@@ -165,6 +182,7 @@ def make_plan(request: SearchRequest, *, resuming: str | None = None) -> Plan:
         spaces=spaces,
         engine=engine,
         precision="float32" if request.precision == "float32" else head_precision(engine),
+        threshold=threshold,
         rate=rate,
         limits=_limits(request),
         notes=tuple(notes),
@@ -229,7 +247,7 @@ def _false_positive_rate(request: SearchRequest, roles: Roles, notes: list[str])
                 "add good pictures or ask for a larger rate"
             )
         return request.false_positive_rate
-    if smallest > DEFAULT_RATE:
+    if smallest > DEFAULT_RATE and request.threshold == "conformal":
         notes.append(
             f"with {len(roles.calibration)} calibration pictures the threshold can guarantee a false-positive rate "
             f"of {smallest:.3f} at best; add good pictures for less"

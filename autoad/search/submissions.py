@@ -246,6 +246,11 @@ def _fill_in(request: SubmitRequest, datasets: DatasetList, project: str) -> Sub
         raise UsageError(f"the objective {request.objective} needs a map and {', '.join(request.algorithms)} give none")
     name, _, version = request.dataset.partition("/")
     dataset = datasets.entry(name, int(version) if version else None, project)
+    if request.threshold == "f1-max" and not dataset.counts.get("defective"):
+        raise UsageError(
+            f"the threshold f1-max needs labelled defects and the dataset {dataset} has none; add some, or give the "
+            "threshold conformal"
+        )
     changes: dict[str, Any] = {
         "dataset": str(dataset),
         "name": request.name or f"{name[:_LONGEST_STEM]}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}",

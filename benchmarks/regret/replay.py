@@ -97,7 +97,10 @@ def _chosen(count: int, row: int) -> _Array:
 
 
 def by_evidence(*, blend: bool = True, ties: bool = True) -> Rule:
-    """The product's choice; without ``blend`` by labelled defects alone where there are any, without ``ties`` the best."""
+    """The product's choice.
+
+    Without ``blend`` by labelled defects alone where there are any; without ``ties`` the best, whatever its speed.
+    """
 
     def rule(grid: Grid, labelled: _Array, seed: int) -> _Array:
         columns = np.concatenate([np.flatnonzero(np.isin(grid.groups, ("selection", "synthetic"))), labelled])

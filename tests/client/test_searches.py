@@ -36,6 +36,7 @@ def test_a_search_is_submitted_with_what_it_needs(client: Any, service: Service,
         "deterministic": False,
         "warm_start": True,
         "max_epochs": None,
+        "threshold": "conformal",
         "false_positive_rate": None,
         "patience": None,
         "promote_when": "better",
@@ -44,6 +45,8 @@ def test_a_search_is_submitted_with_what_it_needs(client: Any, service: Service,
     assert search.entry.dataset == "bottle/1"
     assert client.search("bottle", time=60).entry.dataset == "bottle/1"
     assert json.loads(service.last("/searches").body)["seconds"] == 60
+    client.search("bottle", threshold="f1-max")
+    assert json.loads(service.last("/searches").body)["threshold"] == "f1-max"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +57,8 @@ def test_a_search_is_submitted_with_what_it_needs(client: Any, service: Service,
         ({"trials": 0}, "trials: .* but got 0"),
         ({"objective": "auroc"}, "objective: .*'image_auroc'.* but got 'auroc'"),
         ({"name": "a b"}, "name: .* but got 'a b'"),
+        ({"threshold": "f1"}, "threshold: .*'f1-max'.* but got 'f1'"),
+        ({"threshold": "f1-max", "false_positive_rate": 0.1}, "the threshold f1-max keeps to no rate"),
         ({"deterministic": True, "time": 5}, "a deterministic search must not depend on the clock"),
     ],
     ids=str,

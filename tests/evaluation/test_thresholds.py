@@ -5,11 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import stats
 
 from autoad.errors import CalibrationError
 from autoad.evaluation import (
-    Threshold,
+    conformal_rank,
     conformal_threshold,
+    measured_threshold,
     normalize_scores,
     score_scale,
     smallest_rate,
@@ -31,6 +33,60 @@ def test_new_normal_pictures_exceed_it_at_most_at_the_rate(n, rate, ties):
         assert exceeded >= np.floor(rate * (n + 1) + 1e-9) / (n + 1) - error
 
 
+REPEATS = 2000
+NOISE = {"normal": stats.norm(), "heavy-tailed": stats.cauchy(), "discrete": stats.poisson(3)}
+
+
+@pytest.mark.parametrize("noise", NOISE)
+@pytest.mark.parametrize(("n", "rate"), [(19, 0.05), (45, 0.05), (200, 0.05), (99, 0.01), (250, 0.01)])
+def test_the_realised_rate_keeps_the_promise_on_average_and_the_bound_in_nine_of_ten_sets(noise, n, rate):
+    """The share of good pictures above each threshold is known, for so is the distribution of their scores."""
+    distribution = NOISE[noise]
+    sets = distribution.rvs(size=(REPEATS, n), random_state=np.random.default_rng(0))
+    thresholds = [conformal_threshold(scores, rate) for scores in sets]
+    realised = distribution.sf([threshold.value for threshold in thresholds])
+    covered = np.mean(realised <= [threshold.rate_upper for threshold in thresholds])
+    standard_error = realised.std() / np.sqrt(REPEATS)
+    of_coverage = np.sqrt(0.9 * 0.1 / REPEATS)
+    assert realised.mean() <= rate + 2 * standard_error
+    assert covered >= 0.9 - 2 * of_coverage
+    if noise != "discrete":  # and neither is looser than it must be
+        guaranteed = np.floor(rate * (n + 1) + 1e-9) / (n + 1)
+        assert realised.mean() >= guaranteed - 3 * standard_error
+        assert covered <= 0.9 + 3 * of_coverage
+
+
+@settings(deadline=None)
+@given(st.integers(1, 400), st.floats(0.001, 0.999))
+def test_the_bound_is_the_rate_at_which_so_few_scores_above_would_be_one_in_ten(n, rate):
+    rank = conformal_rank(n, rate)
+    if rank:
+        upper = conformal_threshold(np.arange(n), rate).rate_upper
+        assert smallest_rate(n) / 10 < upper < 1
+        assert stats.binom.cdf(rank - 1, n, upper) == pytest.approx(0.1)
+        assert conformal_threshold(np.zeros(n), rate).rate_upper == upper, "whatever the scores"
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.data())
+def test_a_threshold_found_otherwise_has_the_share_above_and_its_binomial_bound(n, data):
+    above = data.draw(st.integers(0, n))
+    threshold = measured_threshold(0.5, np.repeat([1.0, 0.5], [above, n - above]))
+    assert (threshold.value, threshold.rate, threshold.n) == (0.5, above / n, n)
+    if above == n:
+        assert threshold.rate_upper == 1
+    else:
+        assert stats.binom.cdf(above, n, threshold.rate_upper) == pytest.approx(0.1)
+        assert threshold.rate < threshold.rate_upper < 1
+
+
+def test_a_share_of_no_picture_is_refused():
+    with pytest.raises(ValueError, match="must hold at least one score but got none"):
+        measured_threshold(0.5, [])
+    with pytest.raises(ValueError, match="calibration_scores must be finite"):
+        measured_threshold(0.5, [np.nan])
+
+
 @settings(deadline=None)
 @given(st.integers(1, 300), st.floats(0.001, 0.999))
 def test_is_the_smallest_threshold_that_holds(n, rate):
@@ -50,7 +106,8 @@ def test_is_the_smallest_threshold_that_holds(n, rate):
 def test_the_smallest_rate_can_be_asked_for():
     for n in range(1, 2000):  # 1 / (n + 1) is rarely exact in binary
         threshold = conformal_threshold(np.arange(n, dtype=np.float64), smallest_rate(n))
-        assert threshold == Threshold(n - 1.0, 1 / (n + 1), n)
+        assert (threshold.value, threshold.rate, threshold.n) == (n - 1.0, 1 / (n + 1), n)
+        assert conformal_rank(n, smallest_rate(n)) == 1
 
 
 def test_too_small_a_rate_says_how_many_pictures_it_needs():

@@ -41,7 +41,9 @@ def make_artifact(folder: Path, *, value: float = 0.0, search: str = "5ea4c4", t
         code_version="1", search=search, trial=trial, dataset_hash="d" * 64, dataset_counts={}, evidence="labelled"
     )
     manifest = save_model(folder, "m", member, {"t": torch.tensor([value])}, provenance)
-    calibration = Calibration(threshold=1.5, rate=0.1, pictures=9, scale=1.0, pixel_threshold=None, pixel_scale=None)
+    calibration = Calibration(
+        threshold=1.5, rate=0.1, rate_upper=0.25, pictures=9, scale=1.0, pixel_threshold=None, pixel_scale=None
+    )
     metrics = ArtifactMetrics(
         validation=Metrics(image_auroc=0.75), test=TestMetrics(image_auroc=0.625, image_auroc_low=0.5)
     )

@@ -85,6 +85,11 @@ def test_versions_are_numbered_by_model_and_hold_what_was_made(
     newest = registry.resolve("bottle/2")
     assert newest == made[2]
     assert (newest.algorithm, newest.search, newest.trial, newest.threshold) == ("dfm", "5ea4c4", 2, 1.5)
+    assert (newest.threshold_method, newest.false_positive_rate, newest.false_positive_rate_upper) == (
+        "conformal",
+        0.1,
+        0.25,
+    )
     assert newest.validation is not None
     assert newest.test is not None
     assert (newest.validation.image_auroc, newest.test.image_auroc) == (0.75, 0.625)

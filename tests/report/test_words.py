@@ -82,6 +82,27 @@ def test_each_limit_of_the_champion_is_told_only_where_it_holds(made: Made, chan
         assert title in titles(limited)
 
 
+def test_what_the_threshold_promises_is_told_by_its_method(made: Made) -> None:
+    result = made()
+
+    def told(**changes: Any) -> str:
+        text = answer(gather(changed(result, **changes), get_settings()))[2]
+        return text.replace("\N{NO-BREAK SPACE}", " ")
+
+    assert "on average at most 7.7 % of good pictures do, and on the test" in told(), "saved before the bound was known"
+    bound = {"false_positive_rate_upper": 0.174}
+    assert "(at most 17.4 % by a 90 % bound on what this calibration realises), and" in told(**bound)
+    best = bound | {"threshold_method": "f1-max"}
+    assert "best F1 on labelled defects and calibration pictures, of which 7.7 % do (at most 17.4 %" in told(**best)
+    unsure, many = "The threshold promises no rate of false alarms", "More false alarms than expected"
+    assert unsure not in titles(changed(result, **bound))
+    assert unsure in titles(changed(result, **best))
+    assert many not in titles(changed(result, **best | {"false_positive_rate_upper": 0.99}))
+    exceeded = titles(changed(result, **best | {"false_positive_rate_upper": 0.001}))
+    assert many in exceeded
+    assert "More false alarms than promised" not in exceeded
+
+
 def test_luck_in_selection_few_pictures_and_perfection_are_told(made: Made) -> None:
     result = made()
     champion = result.champion
@@ -145,6 +166,7 @@ def test_the_command_line_asks_for_the_same_search(monkeypatch: pytest.MonkeyPat
         SearchRequest(data=Path("x"), seconds=None, deterministic=True, max_epochs=2, false_positive_rate=0.1),
         SearchRequest(data=Path("$(x)"), seconds=95.5, trials=3, space=Path("space.yaml"), engine="torch"),
         SearchRequest(data=Path("x"), warm_start=False),
+        SearchRequest(data=Path("x"), threshold="f1-max"),
     ]
     for request in requests:
         command = repeat_command({**vars(request), "name": "taken"}, request.seed)

@@ -65,6 +65,11 @@ def test_a_resumed_search_makes_a_version_of_the_same_model() -> None:
     assert read_request(search(), ROWS).model == "", "from before models had versions"
 
 
+def test_a_resumed_search_finds_its_threshold_as_it_began() -> None:
+    assert read_request(search(threshold="f1-max"), ROWS, trials=1).threshold == "f1-max"
+    assert read_request(search(), ROWS).threshold == "conformal", "from before there was a choice"
+
+
 def test_a_search_of_an_earlier_version_is_refused() -> None:
     old = search()
     del old.request["spaces_sha256"]

@@ -247,6 +247,7 @@ def finish(registry: Registry, settings: Settings, trial: int, said: list[str]) 
         name="bottle",
         search="s",
         evidence="labelled",
+        threshold="conformal",
         rate=0.1,
         limits=Limits(),
         registry=registry,
@@ -270,7 +271,8 @@ def test_what_a_killed_process_has_registered_is_taken_as_it_is(
     assert said == ["trial 4 (dfm) has already been finished as bottle/1"]
     assert (found.name, found.version, found.trial, found.config) == ("bottle", 1, 4, {"stage": 2})
     assert found.model == str(registry.open("bottle", 1))
-    assert (found.threshold, found.false_positive_rate) == (1.5, 0.1)
+    assert (found.threshold, found.threshold_method, found.false_positive_rate) == (1.5, "conformal", 0.1)
+    assert (found.false_positive_rate_upper, found.smallest_false_positive_rate) == (0.25, 0.1)
     assert (found.validation.image_auroc, found.test.image_auroc, found.test.image_auroc_low) == (0.75, 0.625, 0.5)
     with pytest.raises(RefitError, match="trial 5"):
         finish(registry, settings, 5, said)

@@ -73,6 +73,7 @@ def test_names_made_in_the_same_second_differ(submissions: Submissions, monkeypa
         ({"dataset": "bottle/9"}, UnknownNameError, "unknown dataset"),
         ({"algorithms": ["patchcor"]}, UsageError, "Did you mean 'patchcore'"),
         ({"algorithms": ["dfm"], "objective": "aupro"}, UsageError, "needs a map and dfm give none"),
+        ({"threshold": "f1-max"}, UsageError, "needs labelled defects and the dataset bottle/3 has none"),
     ],
 )
 def test_what_can_be_checked_at_once_is(

@@ -1,0 +1,62 @@
+"""What the end of a search says of the champion's thresholds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from autoad.console import out, print_result
+from autoad.schema import Champion, DatasetSummary, Metrics, SearchResult, TestMetrics
+
+BOUND = {"false_positive_rate_upper": 0.174, "smallest_false_positive_rate": 1 / 13}
+PIXELS = {"pixel_false_positive_rate": 0.08, "pixel_false_positive_rate_upper": 0.2}
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out, "width", 200)
+
+
+def shown(capsys: pytest.CaptureFixture[str], **changes: Any) -> list[str]:
+    """The lines about the thresholds of a champion that was calibrated so."""
+    champion: dict[str, Any] = {
+        "trial": 0, "algorithm": "dfm", "config": {}, "validation": Metrics(), "threshold": 1.5, "model": "",
+        "false_positive_rate": 0.08, "test": TestMetrics(false_positive_rate=0.125), "default_patchcore": None,
+        "difference": None, "speed": None,
+    }  # fmt: skip
+    counts = {"good": 12, "defective": 8}
+    roles = dict.fromkeys(("train", "selection", "calibration", "test"), counts)
+    result = SearchResult(
+        search_id="5ea4c4", name="made", status="complete", objective="image_auroc", seed=0, seconds=1.0,
+        dataset=DatasetSummary(path="x", layout="mvtec", hash="h", counts=counts, roles=roles), evidence="labelled",
+        engine="torch float32", notes=[], champion=Champion(**champion | changes), leaderboard=[],
+    )  # fmt: skip
+    print_result(result)
+    return [line for line in capsys.readouterr().out.splitlines() if "rate" in line or "threshold" in line]
+
+
+def test_a_conformal_threshold_is_told_with_its_bound_and_the_smallest_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, **BOUND, **PIXELS, pixel_threshold_method="conformal") == [
+        "threshold 1.5 (conformal): at most 8.0% of good pictures above it on average; by this calibration at most "
+        "17.4% of good ones (90 % bound); on the test pictures 12.5%",
+        "threshold of pixels (conformal): at most 8.0% of good pictures with any region on average; by this "
+        "calibration at most 20.0% of good ones (90 % bound)",
+        "smallest rate that so many calibration pictures can guarantee: 7.7%",
+    ]
+
+
+def test_the_best_f1_is_told_with_the_share_of_calibration_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    told = shown(capsys, **BOUND, **PIXELS, threshold_method="f1-max", pixel_threshold_method="f1-max")
+    assert told[:2] == [
+        "threshold 1.5 (f1-max): 8.0% of the calibration pictures above it; by this calibration at most 17.4% of good "
+        "ones (90 % bound); on the test pictures 12.5%",
+        "threshold of pixels (f1-max): 8.0% of the calibration pictures with any region; by this calibration at most "
+        "20.0% of good ones (90 % bound)",
+    ]
+
+
+def test_of_a_champion_from_before_the_bound_was_known_nothing_is_invented(capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys) == [
+        "threshold 1.5 (conformal): at most 8.0% of good pictures above it on average; on the test pictures 12.5%"
+    ]
