@@ -21,6 +21,7 @@ from autoad.models import Model, read_manifest
 from autoad.report import write_report
 from autoad.search.final_scores import read_final_scores
 from tests.conftest import Run
+from tests.models.registering import make_artifact
 from tests.report.conftest import HOSTILE, Made, rows_of
 
 _ADDRESSES = ("src", "href", "srcset", "action", "poster", "data", "xlink:href")
@@ -267,3 +268,24 @@ def test_a_report_for_others_does_not_say_where_anything_lies(made: Made, tmp_pa
     assert str(tmp_path) not in page
     assert "bottle/1" in page
     assert "skipped x.png: too small" in page
+
+
+@pytest.mark.parametrize(
+    ("method", "tile"),
+    [
+        ("conformal", "promised on average; 90 % bound 17.4 %; "),
+        ("f1-max", "of the calibration pictures; 90 % bound 17.4 %; "),
+    ],
+)
+def test_what_the_threshold_promises_and_realises_is_shown(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, tile: str
+) -> None:
+    monkeypatch.setattr("autoad.report.page.gallery", lambda _: ([], None))  # the artifact cannot score
+    result = made()
+    assert result.champion is not None
+    make_artifact(Path(result.champion.model))
+    changes = {"threshold_method": method, "false_positive_rate_upper": 0.174}
+    changed = result.model_copy(update={"champion": result.champion.model_copy(update=changes)})
+    text = Page(write_report(changed, tmp_path / "report.html")).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert tile in text
+    assert "which can guarantee 10.0% at the least); at most 10.0% of good pictures lie above it on average" in text
