@@ -205,7 +205,7 @@ def _promise(champion: Champion) -> str:
         )
     else:
         told = f"that has the best F1 on labelled defects and calibration pictures, of which {rate} do"
-        bound = "" if upper is None else f" (at most {percent(upper)} of good ones by a 90 % bound)"
+        bound = "" if upper is None else f" (at most {percent(upper)} of good ones by nearly a 90 % bound)"
     return told + bound
 
 

@@ -19,7 +19,7 @@ def describe_rate(method: ThresholdMethod, rate: float, upper: float | None, wha
         upper: 90 % upper bound on the rate of this very threshold; None if it is not known.
         what: happens to these pictures.
     """
-    told = f"at most {rate:.1%} of good pictures {what} on average"
+    told, bound = f"at most {rate:.1%} of good pictures {what} on average", "90 % bound"
     if method == "f1-max":
-        told = f"{rate:.1%} of the calibration pictures {what}"
-    return told if upper is None else f"{told}; by this calibration at most {upper:.1%} of good ones (90 % bound)"
+        told, bound = f"{rate:.1%} of the calibration pictures {what}", "nearly a 90 % bound: they chose it, too"
+    return told if upper is None else f"{told}; by this calibration at most {upper:.1%} of good ones ({bound})"
