@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 
 from autoad.data import Picture
-from autoad.schema import Metrics, TrialRow
+from autoad.errors import UsageError
+from autoad.schema import Metrics, SubmitRequest, TrialRow
+from autoad.search import SearchRequest
 from autoad.search.choice import Limits, choose_trial
+from autoad.search.plan import make_plan
 from autoad.search.selection_scores import SelectionScores
+from tests.serve.submitting import folder as pictures
 
 COUNT = 40
 
@@ -102,3 +106,34 @@ def test_a_limit_says_what_exceeds_it() -> None:
         "takes 7.2 ms a picture, which is more than --max-latency-ms 5"
     )
     assert limits.refusal(latency_ms=1.0, memory_mb=101.0) == "takes 101 MB, which is more than --max-memory-mb 100"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Forty good pictures and three defective ones in MVTec layout."""
+    for path, data in pictures(good=40).items():
+        (tmp_path / "data" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / path).write_bytes(data)
+    return tmp_path / "data"
+
+
+def test_the_evidence_follows_from_how_many_defects_are_labelled(folder: Path) -> None:
+    few = make_plan(SearchRequest(data=folder, algorithms=("ganomaly",)))
+    assert few.evidence == "both"
+    assert 0 < few.labelled_weight < 0.5
+    none = make_plan(SearchRequest(data=folder / "train" / "good", algorithms=("ganomaly",)))
+    assert (none.evidence, none.labelled_weight) == ("synthetic", 0)
+    other = make_plan(SearchRequest(data=folder, algorithms=("ganomaly",), objective="image_aupr"))
+    assert other.evidence == "labelled", "another metric has no common scale for drawn and real defects"
+
+
+def test_limits_are_refused_where_they_make_no_sense(folder: Path) -> None:
+    for wrong in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(UsageError, match="--max-latency-ms must be greater than 0"):
+            make_plan(SearchRequest(data=folder, max_latency_ms=wrong))
+    with pytest.raises(UsageError, match="leave out --max-memory-mb or --deterministic"):
+        make_plan(SearchRequest(data=folder, max_memory_mb=900, deterministic=True, seconds=None))
+    with pytest.raises(ValueError, match="leave the limits out"):
+        SubmitRequest(dataset="bottle", deterministic=True, max_latency_ms=5)
+    plan = make_plan(SearchRequest(data=folder, algorithms=("ganomaly",), max_latency_ms=5, max_memory_mb=900))
+    assert plan.limits == Limits(5, 900)

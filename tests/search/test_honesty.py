@@ -92,7 +92,10 @@ def test_without_labelled_defects_the_evidence_is_synthetic(autoad: Run, demo: P
     assert result["evidence"] == "synthetic"
     for row in result["leaderboard"]:
         assert set(row["by_kind"]) == set(KINDS)
-    champion = result["champion"]
+        assert row["objective"] == pytest.approx(sum(row["by_kind"].values()) / len(KINDS))
+    champion, choice = result["champion"], result["choice"]
+    assert (choice["trial"], choice["labelled_weight"]) == (champion["trial"], 0)
+    assert champion["trial"] in choice["tied"]
     assert champion["test"]["image_auroc"] is None, "there is no defect to test on"
     assert champion["difference"] is None
     shown = autoad("leaderboard", "goods").stdout
