@@ -19,9 +19,11 @@ __all__ = ["leaderboard_table", "print_records", "print_result", "print_scores",
 
 
 def leaderboard_table(rows: Sequence[TrialRow], top: int | None = None) -> Table:
-    """The leaderboard, best first."""
+    """The leaderboard, best first; what ranked it has a column where that is no metric of labelled defects alone."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("", "trial", "algorithm", "image AUROC", "pixel AUROC", "AUPRO", "ms", "s", "epochs", "config"):
+    blended = any(row.objective not in (None, row.validation.image_auroc) for row in rows if row.by_kind)
+    titles = ["", "trial", "algorithm", *(["objective"] if blended else []), "image AUROC", "pixel AUROC", "AUPRO"]
+    for title in (*titles, "ms", "s", "epochs", "config"):
         text = title in {"algorithm", "config"}
         width = {"algorithm": 20, "epochs": 9, "": 3}.get(title, max(5, len(title)))
         table.add_column(title, justify="left" if text else "right", no_wrap=True, min_width=width)
@@ -34,6 +36,7 @@ def leaderboard_table(rows: Sequence[TrialRow], top: int | None = None) -> Table
             str(place),
             str(row.trial),
             row.algorithm,
+            *([number(row.objective)] if blended else []),
             number(row.validation.image_auroc),
             number(row.validation.pixel_auroc),
             number(row.validation.aupro),

@@ -249,7 +249,8 @@ def _carry_out(
     if result.status == "failed":
         reasons = sorted({f"{row.algorithm}: {row.reason}" for row in result.leaderboard if row.reason})
         if any(row.status == "complete" for row in result.leaderboard):
-            raise NoTrialSucceededError(f"no trial could become the champion; {'; '.join(result.notes[-8:])}")
+            why = [note for note in result.notes if note not in summary.notes]
+            raise NoTrialSucceededError(f"no trial could become the champion; {'; '.join(why)}")
         raise NoTrialSucceededError("no trial succeeded; " + ("; ".join(reasons[:8]) or "the time was too short"))
     return result
 

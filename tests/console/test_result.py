@@ -1,4 +1,4 @@
-"""What the end of a search says of the champion's thresholds."""
+"""What the end of a search says."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from autoad.console import out, print_result
-from autoad.schema import Champion, DatasetSummary, Metrics, SearchResult, TestMetrics
+from autoad.console import leaderboard_table, out, print_result
+from autoad.schema import Champion, DatasetSummary, Metrics, SearchResult, TestMetrics, TrialRow
 
 BOUND = {"false_positive_rate_upper": 0.174, "smallest_false_positive_rate": 1 / 13}
 PIXELS = {"pixel_false_positive_rate": 0.08, "pixel_false_positive_rate_upper": 0.2}
@@ -60,3 +60,13 @@ def test_of_a_champion_from_before_the_bound_was_known_nothing_is_invented(capsy
     assert shown(capsys) == [
         "threshold 1.5 (conformal): at most 8.0% of good pictures above it on average; on the test pictures 12.5%"
     ]
+
+
+def test_the_leaderboard_shows_what_ranked_it_where_that_is_more_than_labelled_defects() -> None:
+    plain = TrialRow(trial=0, algorithm="dfm", config={}, status="complete", validation=Metrics(image_auroc=0.75))
+    plain = plain.model_copy(update={"objective": 0.75})
+    both = plain.model_copy(update={"objective": 0.5, "by_kind": {"scratch": 0.25}})
+    assert "objective" not in [column.header for column in leaderboard_table([plain]).columns]
+    table = leaderboard_table([plain, both])
+    shown = next(column for column in table.columns if column.header == "objective")
+    assert list(shown.cells) == ["0.750", "0.500"]

@@ -87,7 +87,8 @@ def test_the_calibration_gets_real_defects_of_the_selection_and_nothing_of_the_t
     with pytest.raises(ReachedError) as reached:
         champion.finish_champion(
             TrialRow(trial=0, algorithm="ganomaly", config={}, status="complete"), cast(Any, None), roles, dataset,
-            name="bottle", search="s", evidence="labelled", threshold=method, rate=0.1, limits=Limits(), registry=nothing,
+            name="bottle", search="s", evidence="labelled", threshold=method, rate=0.1, limits=Limits(),
+            registry=nothing,
             scratch_dir=tmp_path, scores_file=tmp_path / "scores", default_config={}, threads=1,
             say=lambda _: None, note=lambda _: None,
         )  # fmt: skip
