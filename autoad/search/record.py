@@ -71,11 +71,12 @@ def _counts(row: TrialRow) -> bool:
 
 
 def check_unchanged(plan: Plan, search: Search, summary: SearchResult) -> None:
-    """Refuse to mix results of different pictures, spaces or engines in one search."""
+    """Refuse to mix results of different pictures, spaces, engines or evidence in one search."""
     for what, before, now in (
         ("the pictures in " + str(plan.request.data), search.dataset_hash, plan.dataset.hash),
         ("the search space", search.request["spaces_sha256"], _spaces_sha256(plan)),
         ("the engine of this machine", summary.engine, engine_name(plan)),
+        ("the evidence that ranks trials", summary.evidence, plan.evidence),
     ):
         if before != now:
             raise UsageError(

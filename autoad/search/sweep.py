@@ -121,9 +121,10 @@ class Judge:
         self._weight = weight
         self._kinds = np.array([picture.label if picture.synthetic else "" for picture in selection])
         self._normal = np.array([picture.is_normal for picture in selection])
-        self._measured = np.flatnonzero([not (weight and picture.synthetic) for picture in selection])
-        self._labels = ~self._normal[self._measured]
-        self._masks = [load_mask(selection[row], EVALUATION_SIZE) for row in self._measured.tolist()]
+        measured = [row for row, picture in enumerate(selection) if not (weight and picture.synthetic)]
+        self._measured = slice(None) if len(measured) == len(selection) else measured  # a list of rows copies the maps
+        self._labels = ~self._normal[measured]
+        self._masks = [load_mask(selection[row], EVALUATION_SIZE) for row in measured]
         self._has_masks = any(mask is not None and mask.any() for mask in self._masks)
 
     def judge(

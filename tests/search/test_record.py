@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -10,7 +12,7 @@ from autoad.errors import UsageError
 from autoad.schema import TrialRow
 from autoad.search.budget import TRIALS_SHARE, Budget
 from autoad.search.plan import SearchRequest
-from autoad.search.record import read_request
+from autoad.search.record import check_unchanged, read_request
 
 SPENT = 3600.0
 
@@ -75,3 +77,24 @@ def test_a_search_of_an_earlier_version_is_refused() -> None:
     del old.request["spaces_sha256"]
     with pytest.raises(UsageError, match="earlier version"):
         read_request(old, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dataset": SimpleNamespace(hash="other")}, "the pictures in /pictures must be what it was"),
+        ({"engine": SimpleNamespace(name="torch", precision="float32")}, "the engine of this machine must be"),
+        ({"evidence": "both"}, r"the evidence that ranks trials must be .* \(labelled\) but is both"),
+    ],
+)
+def test_a_search_goes_on_with_what_it_began_with_or_not_at_all(change: dict[str, Any], said: str) -> None:
+    same: dict[str, Any] = {
+        "request": SimpleNamespace(data="/pictures"), "dataset": SimpleNamespace(hash="h"), "spaces": {},
+        "engine": SimpleNamespace(name="openvino", precision="float32"), "evidence": "labelled",
+    }  # fmt: skip
+    begun = search(spaces_sha256=hashlib.sha256(b"{}").hexdigest())
+    begun.dataset_hash = "h"
+    summary: Any = SimpleNamespace(engine="openvino float32", evidence="labelled")
+    check_unchanged(cast(Any, SimpleNamespace(**same)), begun, summary)
+    with pytest.raises(UsageError, match=said):
+        check_unchanged(cast(Any, SimpleNamespace(**same | change)), begun, summary)

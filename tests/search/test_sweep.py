@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from autoad.algorithms import Inputs, Runtime, get_algorithm
-from autoad.data import assign_roles, load_mask, read_dataset
+from autoad.data import Picture, assign_roles, load_mask, read_dataset
 from autoad.errors import TrialError, TrialMemoryError
 from autoad.evaluation import compute_metrics
 from autoad.features import choose_engine
@@ -152,6 +152,31 @@ def test_ties_go_to_the_default(judge: Judge) -> None:
     detector: Any = Fixed({3: GOOD, 1: GOOD, 5: GOOD}, dict.fromkeys(SIGMAS, 0.3))
     verdict = judge.judge(detector, None, {"k": KS, "sigma": SIGMAS}, exact_above=2.0)  # type: ignore[arg-type]
     assert verdict.swept == {"k": 3, "sigma": 1.0}
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_labelled_and_synthetic_defects_count_by_their_weight(
+    task: TrialTask, monkeypatch: pytest.MonkeyPatch, weight: float
+) -> None:
+    """Two normals, a synthetic defect that lies between them, and a real one that lies above; the last has the mask."""
+    masked: list[bool] = []
+
+    def mask(picture: Picture, size: tuple[int, int]) -> np.ndarray:
+        masked.append(picture.synthetic)
+        return np.full(size, False) if picture.is_normal else np.eye(size[0], dtype=bool)
+
+    monkeypatch.setattr("autoad.search.sweep.load_mask", mask)
+    good = [p for p in task.selection if p.is_normal][:2]
+    real, other = [p for p in task.selection if not p.is_normal][:2]
+    drawn = dataclasses.replace(other, label="scratch", synthetic=True)
+    selection = [*good, drawn, real] if weight else [*good, drawn, drawn]
+    detector: Any = Fixed({3: [0.1, 0.3, 0.2, 0.4]}, {1.0: 0.3})
+    verdict = Judge(selection, "image_auroc", weight=weight).judge(detector, None, {}, exact_above=-1.0)  # type: ignore[arg-type]
+    assert verdict.scores.tolist() == pytest.approx([0.1, 0.3, 0.2, 0.4])
+    assert verdict.by_kind == ({"scratch": 0.5} if weight else {"scratch": 0.75})
+    assert verdict.validation.image_auroc == (1.0 if weight else 0.75)
+    assert verdict.objective == pytest.approx(weight * 1.0 + (1 - weight) * verdict.by_kind["scratch"])
+    assert masked == ([False] * 3 if weight else [False, False, True, True])
 
 
 def test_scores_that_are_not_finite_fail_the_trial(judge: Judge) -> None:
