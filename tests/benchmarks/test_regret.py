@@ -1,0 +1,78 @@
+"""The replay of a choice over a grid, on a grid whose answer is known."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "regret" / "replay.py"
+ALGORITHMS = ("patchcore", "padim", "dfm", "dfkde")
+
+
+@pytest.fixture
+def replay(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(FILE.parent)
+    monkeypatch.delitem(sys.modules, "replay", raising=False)
+    return importlib.import_module("replay")
+
+
+@pytest.fixture
+def grid(replay: Any, tmp_path: Path) -> Any:
+    """Configuration 2 tells all defects perfectly; 0 tells real ones the wrong way round; the others tell nothing."""
+    rng = np.random.default_rng(0)
+    pictures = [("selection", "good")] * 20 + [("calibration", "good")] * 19
+    pictures += [("synthetic", kind) for kind in ("cutpaste", "scar") for _ in range(24)]
+    pictures += [("test", "good")] * 40 + [("test", "dent")] * 24 + [("test", "hole")] * 16
+    groups, labels = (np.array(column) for column in zip(*pictures, strict=True))
+    defective, drawn = (labels != "good"), groups == "synthetic"
+    scores = rng.standard_normal((4, len(pictures)))
+    scores[2] += 20 * defective
+    scores[0] -= 20 * (defective & ~drawn)
+    meta = {
+        "configurations": [{"algorithm": name, "latency_ms": float(5 - i)} for i, name in enumerate(ALGORITHMS)],
+        "pictures": [{"group": group, "label": label} for group, label in pictures],
+    }
+    np.savez(tmp_path / "made.npz", meta=np.array(json.dumps(meta)), scores=scores.astype(np.float32))
+    return replay.Grid.read(tmp_path / "made.npz")
+
+
+@pytest.mark.parametrize("labelled", [0, 1, 10])
+def test_the_right_choice_has_no_regret_and_the_wrong_one_has_all(replay: Any, grid: Any, labelled: int) -> None:
+    assert replay.regret(grid, replay.by_evidence(), labelled) == [0.0] * (2 * replay.DRAWS)
+    assert replay.regret(grid, replay.always("patchcore"), labelled) == [1.0] * (2 * replay.DRAWS)
+    others = np.mean(replay.regret(grid, replay.always("padim"), labelled))
+    assert others == pytest.approx(0.5, abs=0.2)
+    assert np.mean(replay.regret(grid, replay.at_random, labelled)) == pytest.approx((0 + 1 + 2 * 0.5) / 4, abs=0.1)
+
+
+def test_a_draw_uses_each_test_picture_once(replay: Any, grid: Any) -> None:
+    draw = replay.divide(grid, 3)
+    used = np.concatenate([draw.pool, *draw.halves])
+    assert sorted(used.tolist()) == np.flatnonzero(grid.groups == "test").tolist()
+    assert [int((grid.labels[half] == "hole").sum()) for half in draw.halves] == [4, 4]
+    assert not np.array_equal(draw.pool, replay.divide(grid, 4).pool)
+
+
+def test_labelled_defects_overrule_drawn_ones_the_more_there_are(replay: Any, grid: Any) -> None:
+    """Configuration 1 tells drawn ones, 3 real ones."""
+    drawn = grid.groups == "synthetic"
+    real = (grid.labels != "good") & ~drawn
+    scores = np.random.default_rng(1).standard_normal(grid.scores.shape).astype(np.float32)
+    scores[1] += 3 * drawn
+    scores[3] += 3 * real
+    other = replay.Grid(grid.name, grid.configurations, grid.groups, grid.labels, scores)
+    regrets = [np.mean(replay.regret(other, replay.by_evidence(ties=False), count)) for count in (0, 1, 10)]
+    assert regrets[0] > 0.3
+    assert regrets[2] == pytest.approx(0, abs=0.02)
+
+
+def test_coverage_keeps_the_promise_where_pictures_are_exchangeable(replay: Any, grid: Any) -> None:
+    mean, error = replay.coverage(grid, 1, 0.05)
+    assert mean <= 0.05 + 2 * error + 0.01
+    assert replay.coverage(grid, 1, 0.01) is None, "19 calibration pictures cannot promise that"
