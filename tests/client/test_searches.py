@@ -39,14 +39,17 @@ def test_a_search_is_submitted_with_what_it_needs(client: Any, service: Service,
         "threshold": "conformal",
         "false_positive_rate": None,
         "patience": None,
+        "max_latency_ms": None,
+        "max_memory_mb": None,
         "promote_when": "better",
     }
     assert (search.id, search.name, search.status, search.champion) == ("s1", "first", "queued", None)
     assert search.entry.dataset == "bottle/1"
     assert client.search("bottle", time=60).entry.dataset == "bottle/1"
     assert json.loads(service.last("/searches").body)["seconds"] == 60
-    client.search("bottle", threshold="f1-max")
-    assert json.loads(service.last("/searches").body)["threshold"] == "f1-max"
+    client.search("bottle", threshold="f1-max", max_latency_ms=8, max_memory_mb=900)
+    sent = json.loads(service.last("/searches").body)
+    assert (sent["threshold"], sent["max_latency_ms"], sent["max_memory_mb"]) == ("f1-max", 8, 900)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,8 @@ def test_a_search_is_submitted_with_what_it_needs(client: Any, service: Service,
         ({"trials": 0}, "trials: .* but got 0"),
         ({"objective": "auroc"}, "objective: .*'image_auroc'.* but got 'auroc'"),
         ({"name": "a b"}, "name: .* but got 'a b'"),
+        ({"max_latency_ms": 0}, "max_latency_ms: .* but got 0"),
+        ({"deterministic": True, "max_memory_mb": 5}, "must not depend on what is measured"),
         ({"threshold": "f1"}, "threshold: .*'f1-max'.* but got 'f1'"),
         ({"threshold": "f1-max", "false_positive_rate": 0.1}, "the threshold f1-max keeps to no rate"),
         ({"deterministic": True, "time": 5}, "a deterministic search must not depend on the clock"),
