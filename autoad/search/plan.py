@@ -144,6 +144,7 @@ def make_plan(request: SearchRequest, *, resuming: str | None = None) -> Plan:
     if request.trials is None and request.seconds is None and not request.deterministic:
         raise UsageError("a search needs an end: give --trials or --time")
     spaces = load_spaces(algorithms, request.space)
+    engine = choose_engine(request.engine, request.precision)
     if resuming is None:
         _check_names(request)
     if request.deterministic and request.seconds is not None:
@@ -172,7 +173,6 @@ def make_plan(request: SearchRequest, *, resuming: str | None = None) -> Plan:
         if weight and not any(picture.mask for picture in roles.selection):
             raise DatasetError(f"the objective {objective} needs masks of defects and the selection pictures have none")
     spaces = _reachable(spaces, notes)
-    engine = choose_engine(request.engine, request.precision)
     return Plan(
         request=request,
         objective=objective,
