@@ -121,8 +121,9 @@ def lose_a_joined_node(bed: Testbed) -> None:
     check(bed, result, 11)
     assert {row["node"] for row in result["leaderboard"]} <= {"head", "node"}
     used = {key for path in shards(bed.node) for key in Shard.open(path.parent).rows}
-    assert used <= hashes(bed.head.root / "pictures"), "the node's decoys were taken for pictures"
-    assert used < fetched(bed.node) <= hashes(bed.head.root / "pictures"), "pictures, and masks besides"
+    offered = hashes(bed.head.root / "pictures") | hashes(bed.head.root / "state" / "searches")  # with drawn defects
+    assert used <= offered, "the node's decoys were taken for pictures"
+    assert used < fetched(bed.node) <= offered, "pictures, and masks besides"
     assert not fetched(bed.head), "the driver's node has the pictures already"
 
 
