@@ -278,6 +278,10 @@ def finish_champion(
                 scratch / "champion", [picture.path for picture in roles.calibration][:_SPEED_PICTURES], threads=threads
             )
         except ArtifactError as error:
+            if limits != Limits():
+                raise RefitError(
+                    f"trial {row.trial} ({row.algorithm}) cannot be held against {limits}: {error}"
+                ) from error
             note(str(error))
         else:
             refusal = limits.refusal(latency_ms=speed.latency_ms, memory_mb=speed.peak_memory_mb)

@@ -15,14 +15,12 @@ import pyarrow.parquet
 from autoad.algorithms import get_algorithm
 from autoad.data import Picture, draw_defects
 from autoad.database import Database
-from autoad.errors import (
-    UsageError,
-)
+from autoad.errors import UsageError
 from autoad.models.registry import Registry
 from autoad.schema import Champion, SearchResult, TrialRow
 from autoad.search.budget import TRIALS_SHARE, Budget
 from autoad.search.champion import RefitError, finish_champion
-from autoad.search.choice import choose_trial
+from autoad.search.choice import Limits, choose_trial
 from autoad.search.cluster import LocalWorkers, Workers, join_ray, local_ray
 from autoad.search.dispatch import Dispatcher
 from autoad.search.jobs import SearchListener, Suggestion
@@ -259,7 +257,7 @@ def _champion(
         notes.append(text)
         listener.say(text)
 
-    for row in finished[:_ATTEMPTS]:
+    for row in finished if plan.limits == Limits() else finished[:_ATTEMPTS]:
         try:
             return finish_champion(
                 row,

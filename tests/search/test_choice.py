@@ -1,16 +1,20 @@
+from __future__ import annotations
+
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from autoad.data import Picture
-from autoad.errors import UsageError
-from autoad.schema import Metrics, SubmitRequest, TrialRow
-from autoad.search import SearchRequest
+from autoad.errors import ArtifactError, UsageError
+from autoad.schema import Metrics, Speed, SubmitRequest, TrialRow
+from autoad.search import SearchRequest, champion
 from autoad.search.choice import Limits, choose_trial
 from autoad.search.plan import make_plan
 from autoad.search.selection_scores import SelectionScores
-from tests.serve.submitting import folder as pictures
+from tests.serve.submitting import write_folder
 
 COUNT = 40
 
@@ -111,10 +115,7 @@ def test_a_limit_says_what_exceeds_it() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Forty good pictures and three defective ones in MVTec layout."""
-    for path, data in pictures(good=40).items():
-        (tmp_path / "data" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "data" / path).write_bytes(data)
-    return tmp_path / "data"
+    return write_folder(tmp_path / "data", good=40)
 
 
 def test_the_evidence_follows_from_how_many_defects_are_labelled(folder: Path) -> None:
@@ -137,3 +138,43 @@ def test_limits_are_refused_where_they_make_no_sense(folder: Path) -> None:
         SubmitRequest(dataset="bottle", deterministic=True, max_latency_ms=5)
     plan = make_plan(SearchRequest(data=folder, algorithms=("ganomaly",), max_latency_ms=5, max_memory_mb=900))
     assert plan.limits == Limits(5, 900)
+
+
+class Made:
+    """Stands for a fitted model that calibrates, and that nobody may test."""
+
+    manifest = None
+
+    def calibrate(self, *_: object) -> tuple[Made, None, list[float]]:
+        return self, None, [0.0]
+
+
+@pytest.mark.parametrize(
+    ("speed", "limits", "said"),
+    [
+        (Speed(latency_ms=9, pictures_per_second=1, peak_memory_mb=1), Limits(latency_ms=5), "takes 9.0 ms"),
+        (Speed(latency_ms=1, pictures_per_second=1, peak_memory_mb=901), Limits(memory_mb=900), "takes 901 MB"),
+        (None, Limits(latency_ms=5), "cannot be held against --max-latency-ms 5: no such process"),
+    ],
+)
+def test_a_finished_model_that_costs_too_much_is_refused_before_it_is_tested(
+    speed: Speed | None, limits: Limits, said: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: object, **__: object) -> Speed:
+        if speed is None:
+            raise ArtifactError("no such process")
+        return speed
+
+    monkeypatch.setattr(champion, "fit_model", lambda *_, **__: Made())
+    monkeypatch.setattr(champion, "write_manifest", lambda *_: None)
+    monkeypatch.setattr(champion, "measure_speed", measure)
+    monkeypatch.setattr(champion, "_test", lambda *_: pytest.fail("the test pictures were looked at"))
+    nothing: Any = SimpleNamespace(made_of=lambda *_: None)
+    dataset: Any = SimpleNamespace(hash="h", counts=dict)
+    with pytest.raises(champion.RefitError, match=said):
+        champion.finish_champion(
+            row(0, 1.0, 3.0), cast(Any, None), make_plan(SearchRequest(data=folder, algorithms=("ganomaly",))).roles,
+            dataset, name="bottle", search="s", evidence="labelled", threshold="conformal", rate=0.1, limits=limits,
+            registry=nothing, scratch_dir=tmp_path, scores_file=tmp_path / "scores", default_config={}, threads=1,
+            say=lambda _: None, note=lambda _: None,
+        )  # fmt: skip

@@ -16,16 +16,13 @@ from autoad.search import SearchRequest, champion
 from autoad.search.choice import Limits
 from autoad.search.plan import make_plan
 from autoad.serve import searching
-from tests.serve.submitting import folder
+from tests.serve.submitting import write_folder
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Forty good pictures, six of which calibrate, and three cracked ones, one of which selects."""
-    for path, data in folder(good=40).items():
-        (tmp_path / "pictures" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "pictures" / path).write_bytes(data)
-    return tmp_path / "pictures"
+    return write_folder(tmp_path / "pictures", good=40)
 
 
 def request(data: Path, **changes: Any) -> SearchRequest:

@@ -47,6 +47,14 @@ def folder(good: int = 10, seed: int = 0) -> dict[str, bytes]:
     return files
 
 
+def write_folder(where: Path, good: int = 10) -> Path:
+    """The same on the disk."""
+    for path, data in folder(good).items():
+        (where / path).parent.mkdir(parents=True, exist_ok=True)
+        (where / path).write_bytes(data)
+    return where
+
+
 def files_below(root: Path) -> dict[str, bytes]:
     """The files of a folder by their paths."""
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
