@@ -40,7 +40,7 @@ $(BIN)/promtool: | $(VENV)/.installed
 		install -m 755 usr/bin/promtool $(CURDIR)/$(BIN)/promtool && rm -r $$folder
 
 test: install machines browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 # Every fault five times over; prints how long each took to recover from.
 faults: install machines

@@ -81,6 +81,7 @@ def _search(search_id: str, request: SubmitRequest, data: Path, database: Databa
                 patience=request.patience,
                 max_latency_ms=request.max_latency_ms,
                 max_memory_mb=request.max_memory_mb,
+                keep_suspicious=request.keep_suspicious,
                 address=address,
             ),
             listener,

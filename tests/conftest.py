@@ -16,6 +16,26 @@ from autoad.data import write_demo_dataset
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+SLOWEST = (
+    *("serve/test_service.py", "search/test_honesty.py", "cluster/test_nodes.py", "serve/test_survival.py"),
+    *("serve/test_driver.py", "serve/test_deployed.py", "search/test_survival.py", "algorithms/test_memory.py"),
+)
+"""Files that begin first where two processes share the tests, so that neither is left alone with one of them."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where two processes share the tests, a file stays whole, and those that look at one search stay together."""
+    if config.getoption("dist", "no") == "no":
+        return
+    names = {item: item.nodeid.partition("::")[0] for item in items}
+    together = {names[item] for item in items if "searched" in getattr(item, "fixturenames", ())}
+    order = {f"tests/{name}": place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: (order.get(names[item], len(order)), names[item] not in together))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("searched" if names[item] in together else names[item]))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Where tests that name no data folder keep compiled backbones: in one for the whole run."""

@@ -237,6 +237,7 @@ class AsyncClient:
         patience: int | None = None,
         max_latency_ms: float | None = None,
         max_memory_mb: float | None = None,
+        keep_suspicious: bool = False,
         promote_when: PromoteWhen = "never",
         idempotency_key: str | None = None,
     ) -> AsyncSearch:
@@ -260,6 +261,7 @@ class AsyncClient:
             patience=patience,
             max_latency_ms=max_latency_ms,
             max_memory_mb=max_memory_mb,
+            keep_suspicious=keep_suspicious,
             promote_when=promote_when,
         )
         if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):

@@ -212,6 +212,7 @@ class Client:
         patience: int | None = None,
         max_latency_ms: float | None = None,
         max_memory_mb: float | None = None,
+        keep_suspicious: bool = False,
         promote_when: PromoteWhen = "never",
         idempotency_key: str | None = None,
     ) -> Search:
@@ -235,6 +236,8 @@ class Client:
             patience: end after so many finished trials in a row without a better one.
             max_latency_ms: most milliseconds that the champion may take for a picture on the server.
             max_memory_mb: most memory, in MB, that a process which scores with the champion may take.
+            keep_suspicious: whether to learn from good pictures that look unlike the others, too; they are set aside,
+                and named in a note, otherwise.
             promote_when: whether the champion is promoted at the end: ``never``, ``always``, or when it is ``better``
                 than the version that serves by more than chance.
             idempotency_key: a second search with the same key is the first; made by default.
@@ -263,6 +266,7 @@ class Client:
                 patience=patience,
                 max_latency_ms=max_latency_ms,
                 max_memory_mb=max_memory_mb,
+                keep_suspicious=keep_suspicious,
                 promote_when=promote_when,
                 idempotency_key=idempotency_key,
             )

@@ -77,6 +77,10 @@ def search(
     max_memory_mb: Annotated[
         float | None, typer.Option(help="Most memory, in MB, that a process which scores with the champion may take.")
     ] = None,
+    keep_suspicious: Annotated[
+        bool,
+        typer.Option("--keep-suspicious", help="Learn from good pictures that look unlike the others, too."),
+    ] = False,
     trial_timeout: Annotated[
         str, typer.Option(help="Time after which a trial counts as hanging. Default a quarter of --time, or 1h.")
     ] = "",
@@ -134,6 +138,7 @@ def search(
             patience=patience,
             max_latency_ms=max_latency_ms,
             max_memory_mb=max_memory_mb,
+            keep_suspicious=keep_suspicious,
             promote_when=cast(PromoteWhen, promote_when),
         )
         return
@@ -173,6 +178,7 @@ def search(
         trial_timeout=limit,
         max_latency_ms=max_latency_ms,
         max_memory_mb=max_memory_mb,
+        keep_suspicious=keep_suspicious,
         engine=engine,
         precision=precision,
         address=address,

@@ -37,7 +37,7 @@ from autoad.errors import DatasetError
 
 __all__ = ["Role", "Roles", "assign_roles"]
 
-Role = Literal["train", "selection", "calibration", "test"]
+Role = Literal["train", "selection", "calibration", "test", "aside"]
 
 _FEWEST_LEARNT = 4
 _CALIBRATED_FOR = 19  # 1 / (19 + 1) = 5 % false positives
@@ -52,17 +52,37 @@ class Roles:
         selection: normals and, where there are any, defective pictures that rank the trials.
         calibration: normals that set the threshold.
         test: normals and defective pictures that nothing but the final report may see.
+        aside: normals that a search did not believe to be normal: nothing is learnt from them.
     """
 
     train: tuple[Picture, ...]
     selection: tuple[Picture, ...]
     calibration: tuple[Picture, ...]
     test: tuple[Picture, ...]
+    aside: tuple[Picture, ...] = ()
+
+    def set_aside(self, pictures: Iterable[Picture]) -> Roles:
+        """The same roles without these pictures among the train and selection ones."""
+        left_out = {picture.sha256 for picture in pictures}
+        parts = {
+            role: tuple(picture for picture in getattr(self, role) if picture.sha256 not in left_out)
+            for role in ("train", "selection")
+        }
+        gone = tuple(p for p in (*self.train, *self.selection) if p.sha256 in left_out)
+        return dataclasses.replace(self, **parts, aside=(*self.aside, *gone))
 
     @property
     def role_of(self) -> dict[str, Role]:
         """The role of each picture, by its sha256."""
         return {picture.sha256: role for role in get_args(Role) for picture in getattr(self, role)}
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many good and defective pictures each role has."""
+        return {
+            role: {"good": sum(p.is_normal for p in pictures), "defective": sum(not p.is_normal for p in pictures)}
+            for role in get_args(Role)
+            for pictures in [getattr(self, role)]
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON record of the assignment, without the pictures themselves."""

@@ -50,6 +50,8 @@ class SubmitRequest(Record):
         patience: end after so many finished trials in a row without a better one.
         max_latency_ms: most milliseconds that the champion may take for a picture on the server.
         max_memory_mb: most memory, in MB, that a process which scores with the champion may take.
+        keep_suspicious: whether to learn from good pictures that look unlike the others, too; they are set aside, and
+            named in a note, otherwise.
         promote_when: whether the champion is promoted at the end: ``never``; when it beats the version that serves, on
             the dataset's test pictures, by more than chance (``better``; also when none serves); or ``always``.
     """
@@ -70,6 +72,7 @@ class SubmitRequest(Record):
     patience: int | None = Field(default=None, ge=1, le=1_000_000)
     max_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_memory_mb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    keep_suspicious: bool = False
     promote_when: PromoteWhen = "never"
 
     @model_validator(mode="after")

@@ -16,8 +16,10 @@ from autoad.algorithms import get_algorithm
 from autoad.data import Picture, draw_defects
 from autoad.database import Database
 from autoad.errors import UsageError
+from autoad.features import FeatureStore
 from autoad.models.registry import Registry
 from autoad.schema import Champion, SearchResult, TrialRow
+from autoad.search.aside import set_aside
 from autoad.search.budget import TRIALS_SHARE, Budget
 from autoad.search.champion import RefitError, finish_champion
 from autoad.search.choice import Limits, choose_trial
@@ -71,6 +73,15 @@ def carry_out(
     search_id = summary.search_id
     folder = settings.searches_dir / search_id
     folder.mkdir(parents=True, exist_ok=True)
+    plan, noted = set_aside(plan, folder, FeatureStore(settings.features_dir), threads=os.cpu_count() or 1)
+    if noted is not None:
+        listener.say(noted)
+        summary = summary.model_copy(
+            update={
+                "notes": list(dict.fromkeys([*summary.notes, noted])),
+                "dataset": summary.dataset.model_copy(update={"roles": plan.roles.counts()}),
+            }
+        )
     _store_dataset(plan, folder)
     warm = warm_start(plan, search_id, database, settings, threads=os.cpu_count() or 1)
     for note in warm.notes:

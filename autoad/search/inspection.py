@@ -21,9 +21,9 @@ from autoad.features import DEFAULT_BACKBONE, EngineChoice, FeatureStore
 from autoad.schema import Finding, Inspection
 from autoad.search.trial import load_inputs
 
-__all__ = ["inspect_dataset"]
+__all__ = ["INSPECTED_SIZE", "inspect_dataset", "suspicious_pictures"]
 
-_SIZE = (256, 256)
+INSPECTED_SIZE = (256, 256)
 _CELLS = 32
 _AT_ONCE = 512
 _NEIGHBOURS = 5
@@ -86,9 +86,9 @@ def inspect_dataset(
     """
     pictures = dataset.pictures
     features = store.features(  # with stage 2, which PatchCore needs, or the backbone would run twice
-        pictures, backbone=DEFAULT_BACKBONE, stages=(2, 3, 4), image_size=_SIZE, engine=engine, threads=threads
+        pictures, backbone=DEFAULT_BACKBONE, stages=(2, 3, 4), image_size=INSPECTED_SIZE, engine=engine, threads=threads
     )
-    images = store.images(pictures, _SIZE)
+    images = store.images(pictures, INSPECTED_SIZE)
     good = [number for number, picture in enumerate(pictures) if picture.is_normal]
     averaged = np.concatenate([features[stage].mean(axis=(1, 2), dtype=np.float64) for stage in (3, 4)], axis=1)
     findings = [
@@ -104,7 +104,7 @@ def _near_duplicates(images: npt.NDArray[np.uint8], pictures: Sequence[Picture])
     count = len(pictures)
     if count < _NEIGHBOURS + 2:
         return
-    cell = _SIZE[0] // _CELLS
+    cell = INSPECTED_SIZE[0] // _CELLS
     grey = images.reshape(count, _CELLS, cell, _CELLS, cell, 3).mean(axis=(2, 4, 5), dtype=np.float64)
     points = grey.reshape(count, -1)
     points -= points.mean(axis=1, keepdims=True)
@@ -156,20 +156,34 @@ def _neighbours(points: _Array, count: int) -> tuple[npt.NDArray[np.int64], _Arr
     return np.concatenate(numbers), np.concatenate(found)
 
 
-def _suspicious(good: Sequence[Picture], store: FeatureStore, engine: EngineChoice, threads: int) -> Iterator[Finding]:
+def suspicious_pictures(
+    good: Sequence[Picture], store: FeatureStore, engine: EngineChoice, threads: int = 1
+) -> list[tuple[Picture, float]]:
+    """Good pictures that are unlike the others, and by how many robust standard deviations; most suspicious first.
+
+    Args:
+        good: pictures that are labelled so; of fewer than ten none is suspicious.
+        store: keeps the features.
+        engine: runs the backbone.
+        threads: CPU threads of that.
+    """
     if len(good) < 2 * _FOLDS:
-        return
+        return []
     scores = np.log(np.maximum(_held_out_scores(good, store, engine, threads), 1e-12))
     apart = _robust_deviations(scores)
-    order = np.argsort(-apart)
     most = max(1, int(_MOST_SUSPICIOUS * len(good)))
-    for number in itertools.takewhile(lambda number: apart[number] > _UNLIKE, order[:most]):
+    unlike = itertools.takewhile(lambda number: apart[number] > _UNLIKE, np.argsort(-apart)[:most])
+    return [(good[number], float(apart[number])) for number in unlike]
+
+
+def _suspicious(good: Sequence[Picture], store: FeatureStore, engine: EngineChoice, threads: int) -> Iterator[Finding]:
+    for picture, deviations in suspicious_pictures(good, store, engine, threads):
         yield Finding(
             kind="suspicious_good",
-            text=f"labelled good, but unlike the other good pictures ({apart[number]:.1f} robust standard deviations "
+            text=f"labelled good, but unlike the other good pictures ({deviations:.1f} robust standard deviations "
             "above their median); look whether it is, for a defect among the good teaches that it is normal",
-            pictures=[str(good[number].path)],
-            value=float(apart[number]),
+            pictures=[str(picture.path)],
+            value=deviations,
         )
 
 

@@ -63,6 +63,7 @@ class SearchRequest:
         patience: finished trials in a row that may fail to improve the best before the search ends; None for any.
         max_latency_ms: of the champion; None for any.
         max_memory_mb: likewise.
+        keep_suspicious: learn from good pictures that look unlike the others, too.
         trial_timeout: seconds after which a trial counts as hanging; None for a quarter of the trials' time.
     """
 
@@ -84,6 +85,7 @@ class SearchRequest:
     trial_timeout: float | None = None
     max_latency_ms: float | None = None
     max_memory_mb: float | None = None
+    keep_suspicious: bool = False
     engine: str = "auto"
     precision: str = "auto"
     address: str = ""

@@ -57,6 +57,7 @@ def read_request(
     known = {field.name for field in dataclasses.fields(SearchRequest)}
     values = {key: value for key, value in record.items() if key in known}
     values |= {"data": Path(record["data"]), "algorithms": tuple(record["algorithms"])}
+    values.setdefault("keep_suspicious", True)  # an earlier version, which has begun it, set none aside
     if record["space"] is not None:
         values["space"] = Path(record["space"])
     if seconds is not None or trials is not None:

@@ -185,15 +185,6 @@ def read_result(database: Database, name: str | None = None) -> SearchResult:
 
 
 def _summary(plan: Plan, search_id: str, name: str) -> SearchResult:
-    roles = {
-        role: {"good": sum(p.is_normal for p in pictures), "defective": sum(not p.is_normal for p in pictures)}
-        for role, pictures in (
-            ("train", plan.roles.train),
-            ("selection", plan.roles.selection),
-            ("calibration", plan.roles.calibration),
-            ("test", plan.roles.test),
-        )
-    }
     return SearchResult(
         search_id=search_id,
         name=name,
@@ -206,7 +197,7 @@ def _summary(plan: Plan, search_id: str, name: str) -> SearchResult:
             layout=plan.dataset.layout,
             hash=plan.dataset.hash,
             counts=plan.dataset.counts(),
-            roles=roles,
+            roles=plan.roles.counts(),
         ),
         evidence=plan.evidence,
         engine=engine_name(plan),

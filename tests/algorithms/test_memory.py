@@ -13,7 +13,9 @@ import pytest
 from autoad.algorithms import ALGORITHMS
 from autoad.algorithms._memory import SCRATCH
 
-CASES: list[tuple[str, dict[str, Any], int]] = [
+Case = tuple[str, dict[str, Any], int]
+
+CASES: list[Case] = [
     ("patchcore", {"image_size": 128, "coreset_sampling_ratio": 0.25}, 64),
     ("patchcore", {"image_size": 256, "coreset_sampling_ratio": 0.05}, 32),
     ("padim", {"image_size": 256, "n_features": 60}, 10),
@@ -35,19 +37,26 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
 
 
 _TIMES = 3
+"""How often a case is measured at most."""
+
+Measured = dict[str, list[dict[str, float]]]
+
+
+def measure(cases: list[Case]) -> list[dict[str, float]]:
+    """MiB that fitting and predicting took, and were said to take."""
+    script = Path(__file__).with_name("_measure_memory.py")
+    done = subprocess.run(
+        [sys.executable, str(script)], input=json.dumps(cases), capture_output=True, text=True, check=True, timeout=600
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == len(cases)
+    return lines
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict[str, list[dict[str, float]]]:
-    """By case: MiB that fitting and predicting took, each time, and were said to take."""
-    script = Path(__file__).with_name("_measure_memory.py")
-    asked = [case for case in CASES for _ in range(_TIMES)]
-    done = subprocess.run(
-        [sys.executable, str(script)], input=json.dumps(asked), capture_output=True, text=True, check=True, timeout=600
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == len(asked)
-    return {json.dumps(case): lines[i * _TIMES : (i + 1) * _TIMES] for i, case in enumerate(CASES)}
+def measured() -> Measured:
+    """By case: all of them, once."""
+    return {json.dumps(case): [found] for case, found in zip(CASES, measure(CASES), strict=True)}
 
 
 def test_every_algorithm_is_measured_at_two_sizes() -> None:
@@ -56,12 +65,16 @@ def test_every_algorithm_is_measured_at_two_sizes() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]['image_size']}")
 @pytest.mark.parametrize("what", ["fit", "predict"])
-def test_what_is_predicted_is_what_is_taken(
-    case: tuple[str, dict[str, Any], int], what: str, measured: dict[str, list[dict[str, float]]]
-) -> None:
+def test_what_is_predicted_is_what_is_taken(case: Case, what: str, measured: Measured) -> None:
     found = measured[json.dumps(case)]
-    assert all(one["inputs"] > 0 for one in found)
-    taken, predicted = [one[what] for one in found], found[0][f"{what}_predicted"]
     # One measurement may be too small, where memory that is free in the heap is taken again unseen, or too large, where
     # freed memory cannot be used again or the kernel takes pages of mapped files back: by as much as a factor of two.
-    assert min(taken) / 2 <= predicted <= 2 * max(taken) + SCRATCH / 2**20, found
+    while not _near(found, what) and len(found) < _TIMES:
+        found += measure([case])
+    assert all(one["inputs"] > 0 for one in found)
+    assert _near(found, what), found
+
+
+def _near(found: list[dict[str, float]], what: str) -> bool:
+    taken, predicted = [one[what] for one in found], found[0][f"{what}_predicted"]
+    return min(taken) / 2 <= predicted <= 2 * max(taken) + SCRATCH / 2**20

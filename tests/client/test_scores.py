@@ -136,7 +136,7 @@ def test_an_image_is_upright_as_its_file_would_be(client: Any, service: Service,
         (Image.new("F", (4, 4)), "has mode 'F': convert it to RGB"),
         (17, "must be a path, bytes, a PIL image or a NumPy array but got int"),
     ],
-    ids=str,
+    ids=["floats", "two-channels", "no-rows", "one-row", "mode-f", "number"],
 )
 def test_what_is_no_picture_is_refused(client: Any, service: Service, picture: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
@@ -323,7 +323,7 @@ def test_a_server_that_has_no_room_is_waited_for(service: Service, address: str,
         (Image.new("RGB", (2, 2)), "several pictures but got one Image"),
         (7, "several pictures but got one int"),
     ],
-    ids=str,
+    ids=["path", "bytes", "array", "image", "number"],
 )
 def test_one_picture_is_not_many(client: Any, pictures: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):

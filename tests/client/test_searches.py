@@ -41,6 +41,7 @@ def test_a_search_is_submitted_with_what_it_needs(client: Any, service: Service,
         "patience": None,
         "max_latency_ms": None,
         "max_memory_mb": None,
+        "keep_suspicious": False,
         "promote_when": "better",
     }
     assert (search.id, search.name, search.status, search.champion) == ("s1", "first", "queued", None)

@@ -47,7 +47,7 @@ def shards(node: Node) -> list[Path]:
 def start_search(bed: Testbed, trials: int, **environment: str) -> Started:
     return bed.head.start(
         *(sys.executable, "-m", "autoad.cli", "search", "--data", "/tmp/pictures", "--name", "two", "--json"),
-        *("--trials", trials, "--algorithms", "stfpm", "--space", "/tmp/space.yaml", "--max-epochs", 12),
+        *("--trials", trials, "--algorithms", "stfpm", "--space", "/tmp/space.yaml", "--max-epochs", 6),
         *("--address", bed.address),
         **environment,
     )

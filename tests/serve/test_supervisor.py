@@ -304,7 +304,7 @@ def test_a_promotion_that_was_not_written_down_is_found_out(plant: Plant) -> Non
     assert (plant.verdict(1).state, plant.control.asked) == ("promoted", [])
 
 
-@pytest.mark.parametrize("holder", [ALIVE, GONE])
+@pytest.mark.parametrize("holder", [ALIVE, GONE], ids=["alive", "gone"])
 def test_a_promotion_is_taken_over_from_a_dead_supervisor_only(plant: Plant, holder: str) -> None:
     plant.complete(1)
     [row] = plant.tables.pending()

@@ -1,0 +1,91 @@
+"""Good pictures that look unlike the others: a search does not learn from them, unless it is told to.
+
+A defect among the good pictures teaches every algorithm that it is normal, and what ranks the trials that finding it is
+a mistake. So the pictures that ``autoad inspect`` would call suspicious are left out of training and selection. Neither
+the test nor the calibration pictures are looked at for this: the first nothing but the final report may see, and of the
+second those that look odd must stay, or the false-positive rate that they promise would not hold for the odd pictures
+that are good.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from autoad.algorithms import get_algorithm
+from autoad.data import Picture
+from autoad.features import DEFAULT_BACKBONE, FeatureStore
+from autoad.search.inspection import INSPECTED_SIZE, suspicious_pictures
+from autoad.search.plan import Plan
+
+__all__ = ["set_aside"]
+
+_NAMED = 10
+
+
+def set_aside(plan: Plan, folder: Path, store: FeatureStore, *, threads: int) -> tuple[Plan, str | None]:
+    """The plan without the suspicious pictures, and what to say of them.
+
+    Args:
+        plan: of the search.
+        folder: of the search; where it has begun before, its ``roles.json`` says which pictures they were.
+        store: keeps features, which the first trials use again.
+        threads: CPU threads of the backbone.
+    """
+    if plan.request.keep_suspicious:
+        return plan, None
+    roles = plan.roles
+    good = [picture for picture in (*roles.train, *roles.selection) if picture.is_normal]
+    decided = _decided(folder)
+    if decided is None:
+        _compute_together(plan, good, store, threads)
+        decided = {picture.sha256 for picture, _ in suspicious_pictures(good, store, plan.engine, threads)}
+    suspicious = [picture for picture in good if picture.sha256 in decided]
+    left = roles.set_aside(suspicious)
+    if not any(picture.is_normal for picture in left.selection):  # trials must be ranked by something
+        chosen = {picture.sha256 for picture in roles.selection}
+        suspicious = [picture for picture in suspicious if picture.sha256 not in chosen]
+        left = roles.set_aside(suspicious)
+    if not suspicious:
+        return plan, None
+    return dataclasses.replace(plan, roles=left), _note(plan, suspicious)
+
+
+def _decided(folder: Path) -> set[str] | None:
+    try:
+        role_of = json.loads((folder / "roles.json").read_text())["role_of"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return {sha256 for sha256, role in role_of.items() if role == "aside"}
+
+
+def _compute_together(plan: Plan, good: Iterable[Picture], store: FeatureStore, threads: int) -> None:
+    """All stages that the first trials will want of the same backbone at the same size, in one run of it."""
+    stages: set[int] = set()
+    for space in plan.spaces.values():
+        algorithm = get_algorithm(space.algorithm)
+        needs = algorithm(algorithm.Config(**space.defaults())).needs
+        if needs.backbone == DEFAULT_BACKBONE and needs.image_size == INSPECTED_SIZE:
+            stages.update(needs.stages)
+    if stages:
+        store.features(
+            list(good),
+            backbone=DEFAULT_BACKBONE,
+            stages=tuple(sorted({*stages, 2, 3})),
+            image_size=INSPECTED_SIZE,
+            engine=plan.engine,
+            threads=threads,
+        )
+
+
+def _note(plan: Plan, suspicious: list[Picture]) -> str:
+    root = plan.dataset.root
+    names = [str(one.path.relative_to(root)) if one.path.is_relative_to(root) else str(one.path) for one in suspicious]
+    named = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    pictures, look = ("picture", "looks") if len(names) == 1 else ("pictures", "look")
+    return (
+        f"set aside: {len(names)} good {pictures} that {look} unlike the others; nothing is learnt from {named}. Look "
+        "whether they are good (autoad inspect shows them); if so, search again with --keep-suspicious"
+    )
