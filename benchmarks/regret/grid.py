@@ -1,11 +1,12 @@
 """Fits a fixed grid of configurations once and writes down what each says of every picture.
 
-    python benchmarks/regret/grid.py --data FOLDER... [--output benchmarks/results/regret] [--seconds 30]
+    python benchmarks/regret/grid.py --data FOLDER... [--output FOLDER] [--seconds 30] [--splits 3]
 
 For each folder in MVTec layout: the default of all eight algorithms and random configurations from the packaged search
 spaces (bundled backbone), 64 in all, fitted on the train role that a search would have. What is written, as
 ``OUTPUT/NAME.npz``, are raw scores of the selection and calibration normals, of synthetic defects drawn on the former,
-and of the test folder; ``replay.py`` needs nothing else. A run that was cut off goes on.
+and of the test folder; ``replay.py`` needs nothing else. With ``--splits`` what does not train is fitted again with
+other selection normals, into ``OUTPUT/NAME.split-1.npz`` and so on. A run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import optuna
 import torch
 
 from autoad.algorithms import ALGORITHMS, Detector, Inputs, Runtime, get_algorithm
-from autoad.data import Picture, assign_roles, draw_defects, read_dataset
+from autoad.data import Picture, Roles, assign_roles, draw_defects, read_dataset
 from autoad.errors import AutoADError
 from autoad.features import DEFAULT_BACKBONE, EngineChoice, FeatureStore, choose_engine, head_precision
 from autoad.files import write_atomically
@@ -63,13 +64,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "results" / "regret")
     parser.add_argument("--store", type=Path, default=Path("benchmark-features"), help="feature store")
     parser.add_argument("--seconds", type=float, default=30.0, help="of a fit, for algorithms that train")
+    parser.add_argument("--splits", type=int, default=1, help="divisions of the good pictures, for what does not train")
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     asked.output.mkdir(parents=True, exist_ok=True)
     for folder in asked.data:
-        with tempfile.TemporaryDirectory() as scratch:
-            fit_grid(folder, asked.output, FeatureStore(asked.store), Path(scratch), asked.seconds, asked.threads)
+        for split in range(asked.splits):
+            with tempfile.TemporaryDirectory() as scratch:
+                fit_grid(
+                    folder, split, asked.output, FeatureStore(asked.store), Path(scratch), asked.seconds, asked.threads
+                )
 
 
 def draw_grid() -> list[tuple[str, dict[str, Any]]]:
@@ -92,8 +97,20 @@ def _spaces() -> dict[str, Space]:
     return {name: space.without_backbones(space.backbones() - {DEFAULT_BACKBONE}) for name, space in spaces.items()}
 
 
-def fit_grid(folder: Path, output: Path, store: FeatureStore, scratch: Path, seconds: float, threads: int) -> None:
-    """Fit and score what the file of this folder does not hold yet."""
+def _rotated(roles: Roles, split: int) -> Roles:
+    """The roles with other pictures of train in the place of the selection normals; as they are for split 0."""
+    if not split:
+        return roles
+    size = len(roles.selection)
+    chosen = roles.train[(split - 1) * size : split * size]
+    left = [picture for picture in roles.train if picture not in chosen]
+    return dataclasses.replace(roles, train=(*left, *roles.selection), selection=chosen)
+
+
+def fit_grid(
+    folder: Path, split: int, output: Path, store: FeatureStore, scratch: Path, seconds: float, threads: int
+) -> None:
+    """Fit and score what the file of this folder and split does not hold yet."""
     dataset = read_dataset(folder)
     held_back = [picture for picture in dataset.pictures if picture.split != "train"]
     # As a search would divide a folder of good pictures, with the whole of ``test`` kept out of it.
@@ -106,16 +123,19 @@ def fit_grid(folder: Path, output: Path, store: FeatureStore, scratch: Path, sec
             ),
         )
     )
+    roles = _rotated(roles, split)
     synthetic = draw_defects(roles.selection, scratch / "synthetic")
     pictures = [*roles.selection, *roles.calibration, *synthetic, *held_back]
     groups = ["selection"] * len(roles.selection) + ["calibration"] * len(roles.calibration)
     groups += ["synthetic"] * len(synthetic) + ["test"] * len(held_back)
     entries = [Entry(group, one.label, one.sha256) for group, one in zip(groups, pictures, strict=True)]
-    file = output / f"{folder.name}.npz"
+    file = output / (f"{folder.name}.split-{split}.npz" if split else f"{folder.name}.npz")
     done, scores = _read(file, entries)
     choice = choose_engine()
     known = {(row["algorithm"], json.dumps(row["config"], sort_keys=True)) for row in done}
     for name, config in draw_grid():
+        if split and get_algorithm(name).iterative:
+            continue
         config = json.loads(json.dumps(config))
         if (name, json.dumps(config, sort_keys=True)) in known:
             continue
@@ -127,7 +147,7 @@ def fit_grid(folder: Path, output: Path, store: FeatureStore, scratch: Path, sec
         done.append(row)
         scores.append(found)
         _write(file, done, entries, scores)
-        print(f"{folder.name} {len(done)}: {row}", flush=True)
+        print(f"{file.stem} {len(done)}: {row}", flush=True)
 
 
 def _try_out(

@@ -1,6 +1,6 @@
 """Replays the choice of a model over a fitted grid: how much worse is it than the best that there was?
 
-    python benchmarks/regret/replay.py benchmarks/results/regret/*.npz
+    python benchmarks/regret/replay.py benchmarks/results/regret/*.npz      # NAME.split-1.npz goes with NAME.npz
 
 In each of 20 draws the test folder is divided, within each label, into a pool and two halves; 0, 1, 5 or 10 defects of
 the pool are labelled for the choice. The oracle is the configuration that is best on one half; regret is by how much
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from autoad.evaluation import compare_trials, conformal_threshold, image_metrics, labelled_weight
+from autoad.evaluation import Comparison, compare_trials, conformal_threshold, image_metrics, labelled_weight
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from _common import table
@@ -37,17 +37,33 @@ _Array = npt.NDArray[Any]
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """A dataset's configurations ``[C]`` and their scores ``[C, N]`` of its pictures."""
+    """A dataset's configurations ``[C]`` and their scores ``[C, N]`` of its pictures.
+
+    ``others`` are grids of some of the configurations, with other selection normals.
+    """
 
     name: str
     configurations: list[dict[str, Any]]
     groups: _Array
     labels: _Array
     scores: _Array
+    others: tuple[Grid, ...] = ()
+
+    @classmethod
+    def read_all(cls, files: Sequence[Path]) -> list[Grid]:
+        """What ``grid.py`` wrote, the other splits of a dataset with its first."""
+        grids = {file.stem: cls.read(file) for file in sorted(files)}
+        first = {name: grid for name, grid in grids.items() if ".split-" not in name}
+        return [
+            dataclasses.replace(
+                grid, others=tuple(one for name, one in grids.items() if name.startswith(f"{own}.split-"))
+            )
+            for own, grid in first.items()
+        ]
 
     @classmethod
     def read(cls, file: Path) -> Grid:
-        """What ``grid.py`` wrote."""
+        """One file."""
         with np.load(file) as kept:
             meta = json.loads(str(kept["meta"]))
             pictures = meta["pictures"]
@@ -96,6 +112,18 @@ def _chosen(count: int, row: int) -> _Array:
     return np.eye(count)[row]
 
 
+def _compare(grid: Grid, labelled: _Array, seed: int, *, blend: bool = True) -> Comparison:
+    columns = np.concatenate([np.flatnonzero(np.isin(grid.groups, ("selection", "synthetic"))), labelled])
+    weight = labelled_weight(len(labelled), int((grid.groups == "selection").sum()))
+    return compare_trials(
+        grid.scores[:, columns],
+        grid.labels[columns].tolist(),
+        grid.groups[columns] == "synthetic",
+        weight if blend else float(weight > 0),
+        seed=seed,
+    )
+
+
 def by_evidence(*, blend: bool = True, ties: bool = True) -> Rule:
     """The product's choice.
 
@@ -103,15 +131,7 @@ def by_evidence(*, blend: bool = True, ties: bool = True) -> Rule:
     """
 
     def rule(grid: Grid, labelled: _Array, seed: int) -> _Array:
-        columns = np.concatenate([np.flatnonzero(np.isin(grid.groups, ("selection", "synthetic"))), labelled])
-        weight = labelled_weight(len(labelled), int((grid.groups == "selection").sum()))
-        found = compare_trials(
-            grid.scores[:, columns],
-            grid.labels[columns].tolist(),
-            grid.groups[columns] == "synthetic",
-            float(weight > 0) if not blend else weight,
-            seed=seed,
-        )
+        found = _compare(grid, labelled, seed, blend=blend)
         if not ties:
             return _chosen(len(grid.scores), found.best)
         latency = np.array([row["latency_ms"] for row in grid.configurations])
@@ -119,6 +139,32 @@ def by_evidence(*, blend: bool = True, ties: bool = True) -> Rule:
         return _chosen(len(grid.scores), int(np.argmax(np.where(fast, found.quality, -np.inf))))
 
     return rule
+
+
+def by_splits(count: int) -> Rule:
+    """The best in the mean over ``count`` splits, among what was fitted on all of them."""
+
+    def rule(grid: Grid, labelled: _Array, seed: int) -> _Array:
+        total = np.zeros(len(grid.scores))
+        for number, one in enumerate((grid, *grid.others)):
+            places = {_key(row): place for place, row in enumerate(one.configurations)}
+            known = [_key(row) in places for row in grid.configurations]
+            total[np.logical_not(known)] = -np.inf
+            if number < count:
+                quality = _compare(one, _same_pictures(one, grid, labelled), seed).quality
+                total[known] += quality[[places[_key(row)] for row in grid.configurations if _key(row) in places]]
+        return _chosen(len(grid.scores), int(np.argmax(total)))
+
+    return rule
+
+
+def _key(row: dict[str, Any]) -> str:
+    return json.dumps([row["algorithm"], row["config"]], sort_keys=True)
+
+
+def _same_pictures(one: Grid, grid: Grid, columns: _Array) -> _Array:
+    """Columns of another split; the test folder comes last in each, in one order."""
+    return columns + one.scores.shape[1] - grid.scores.shape[1]
 
 
 def by_ranks(grid: Grid, labelled: _Array, seed: int) -> _Array:
@@ -151,6 +197,8 @@ RULES: dict[str, Rule] = {
     "autoad, the best whatever its speed": by_evidence(ties=False),
     "labelled alone where there are any": by_evidence(blend=False, ties=False),
     "average rank over synthetic kinds": by_ranks,
+    "the best of what does not train, by one split": by_splits(1),
+    "the same by three splits": by_splits(3),
     "default PatchCore": always("patchcore"),
     "default PaDiM": always("padim"),
     "at random": at_random,
@@ -209,7 +257,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grids", type=Path, nargs="+", help="files of grid.py")
-    grids = [Grid.read(file) for file in parser.parse_args().grids]
+    grids = Grid.read_all(parser.parse_args().grids)
     for labelled in LABELLED:
         rows = []
         for name, rule in RULES.items():

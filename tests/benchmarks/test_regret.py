@@ -35,7 +35,9 @@ def grid(replay: Any, tmp_path: Path) -> Any:
     scores[2] += 20 * defective
     scores[0] -= 20 * (defective & ~drawn)
     meta = {
-        "configurations": [{"algorithm": name, "latency_ms": float(5 - i)} for i, name in enumerate(ALGORITHMS)],
+        "configurations": [
+            {"algorithm": name, "config": {}, "latency_ms": float(5 - i)} for i, name in enumerate(ALGORITHMS)
+        ],
         "pictures": [{"group": group, "label": label} for group, label in pictures],
     }
     np.savez(tmp_path / "made.npz", meta=np.array(json.dumps(meta)), scores=scores.astype(np.float32))
@@ -76,3 +78,22 @@ def test_coverage_keeps_the_promise_where_pictures_are_exchangeable(replay: Any,
     mean, error = replay.coverage(grid, 1, 0.05)
     assert mean <= 0.05 + 2 * error + 0.01
     assert replay.coverage(grid, 1, 0.01) is None, "19 calibration pictures cannot promise that"
+
+
+def test_several_splits_choose_what_is_best_in_their_mean(replay: Any, grid: Any) -> None:
+    """By the first split 1 is better than 2, in the mean of both 2 is; 0 was fitted on the first alone."""
+    rng = np.random.default_rng(2)
+    defective = grid.labels != "good"
+
+    def told(*lifts: float) -> Any:
+        scores = rng.standard_normal(grid.scores.shape).astype(np.float32)
+        scores += np.array(lifts, np.float32)[:, None] * defective
+        return replay.Grid(grid.name, grid.configurations, grid.groups, grid.labels, scores)
+
+    first, second = told(9, 1.5, 1, -1), told(9, 0, 9, -1)
+    fewer = replay.Grid("b", second.configurations[1:], second.groups, second.labels, second.scores[1:])
+    both = replay.Grid("a", first.configurations, first.groups, first.labels, first.scores, (fewer,))
+    none = np.array([], dtype=int)
+    assert replay.by_evidence(ties=False)(both, none, 0).argmax() == 0
+    assert replay.by_splits(1)(both, none, 0).argmax() == 1
+    assert replay.by_splits(2)(both, none, 0).argmax() == 2
