@@ -105,18 +105,22 @@ def divide(grid: Grid, seed: int) -> Draw:
 
 
 Rule = Callable[[Grid, _Array, int], _Array]
-"""From a grid, the columns of the labelled defects and a seed to the chance ``[C]`` with which each is chosen."""
+"""From a grid, the columns of the labelled defects and a seed to the chance ``[C]`` with which each is chosen, or to
+the scores ``[1, N]`` of a combination."""
 
 
 def _chosen(count: int, row: int) -> _Array:
     return np.eye(count)[row]
 
 
-def _compare(grid: Grid, labelled: _Array, seed: int, *, blend: bool = True) -> Comparison:
+def _compare(
+    grid: Grid, labelled: _Array, seed: int, *, blend: bool = True, scores: _Array | None = None
+) -> Comparison:
+    """How configurations, or what has other ``scores`` of the same pictures, compare on the selection."""
     columns = np.concatenate([np.flatnonzero(np.isin(grid.groups, ("selection", "synthetic"))), labelled])
     weight = labelled_weight(len(labelled), int((grid.groups == "selection").sum()))
     return compare_trials(
-        grid.scores[:, columns],
+        (grid.scores if scores is None else scores)[:, columns],
         grid.labels[columns].tolist(),
         grid.groups[columns] == "synthetic",
         weight if blend else float(weight > 0),
@@ -137,6 +141,30 @@ def by_evidence(*, blend: bool = True, ties: bool = True) -> Rule:
         latency = np.array([row["latency_ms"] for row in grid.configurations])
         fast = found.tied & (latency <= 1.2 * latency[found.tied].min())
         return _chosen(len(grid.scores), int(np.argmax(np.where(fast, found.quality, -np.inf))))
+
+    return rule
+
+
+def ensemble(*, distinct: bool, must_win: bool) -> Rule:
+    """The mean of the three best, each in standard deviations of the selection normals, or the best.
+
+    With ``distinct`` they are of three algorithms; with ``must_win`` the mean is taken only where it is better than the
+    best by more than one standard error of the difference.
+    """
+
+    def rule(grid: Grid, labelled: _Array, seed: int) -> _Array:
+        found = _compare(grid, labelled, seed)
+        members: list[int] = []
+        for row in np.argsort(-found.quality).tolist():
+            others = {grid.configurations[member]["algorithm"] for member in members}
+            if len(members) < 3 and not (distinct and grid.configurations[row]["algorithm"] in others):
+                members.append(row)
+        normals = grid.scores[members][:, grid.groups == "selection"]
+        centre, spread = normals.mean(axis=1, keepdims=True), normals.std(axis=1, keepdims=True)
+        mixed = ((grid.scores[members] - centre) / np.maximum(spread, 1e-12)).mean(axis=0, keepdims=True)
+        pair = _compare(grid, labelled, seed, scores=np.concatenate([grid.scores[[found.best]], mixed]))
+        wins = pair.best == 1 and pair.behind[0] > pair.error[0]
+        return mixed if wins or not must_win else _chosen(len(grid.scores), found.best)
 
     return rule
 
@@ -197,6 +225,9 @@ RULES: dict[str, Rule] = {
     "autoad, the best whatever its speed": by_evidence(ties=False),
     "labelled alone where there are any": by_evidence(blend=False, ties=False),
     "average rank over synthetic kinds": by_ranks,
+    "ensemble of the three best, always": ensemble(distinct=False, must_win=False),
+    "ensemble of the best of three algorithms, always": ensemble(distinct=True, must_win=False),
+    "the same where it wins by a standard error": ensemble(distinct=True, must_win=True),
     "the best of what does not train, by one split": by_splits(1),
     "the same by three splits": by_splits(3),
     "default PatchCore": always("patchcore"),
@@ -213,8 +244,13 @@ def regret(grid: Grid, rule: Rule, labelled: int) -> list[float]:
         defects = draw.pool[grid.labels[draw.pool] != "good"][:labelled]
         chosen = rule(grid, defects, seed)
         first, second = (grid.aurocs(half) for half in draw.halves)
-        for oracle, judged in ((first, second), (second, first)):
-            found.append(float(judged[int(np.argmax(oracle))] - chosen @ judged))
+        if chosen.ndim == 1:
+            own = [float(chosen @ half) for half in (first, second)]
+        else:
+            combined = dataclasses.replace(grid, scores=chosen)
+            own = [float(combined.aurocs(half)[0]) for half in draw.halves]
+        for oracle, judged, value in ((first, second, own[1]), (second, first, own[0])):
+            found.append(float(judged[int(np.argmax(oracle))]) - value)
     return found
 
 

@@ -97,3 +97,20 @@ def test_several_splits_choose_what_is_best_in_their_mean(replay: Any, grid: Any
     assert replay.by_evidence(ties=False)(both, none, 0).argmax() == 0
     assert replay.by_splits(1)(both, none, 0).argmax() == 1
     assert replay.by_splits(2)(both, none, 0).argmax() == 2
+
+
+def test_an_ensemble_is_taken_where_it_must_or_wins(replay: Any, grid: Any) -> None:
+    """Three that see different defects, in units of their own, see all of them together."""
+    rng = np.random.default_rng(3)
+    scores = rng.standard_normal(grid.scores.shape)
+    defective = np.flatnonzero(grid.labels != "good")
+    for row in range(3):
+        scores[row, defective[row::3]] += 6
+        scores[row] *= 10.0**row
+    grid = replay.Grid(grid.name, grid.configurations, grid.groups, grid.labels, scores.astype(np.float32))
+    alone = np.mean(replay.regret(grid, replay.by_evidence(ties=False), 10))
+    for must_win in (False, True):
+        together = np.mean(replay.regret(grid, replay.ensemble(distinct=True, must_win=must_win), 10))
+        assert together < alone - 0.1
+    same = replay.Grid(grid.name, grid.configurations, grid.groups, grid.labels, np.repeat(grid.scores[:1], 4, axis=0))
+    assert replay.ensemble(distinct=False, must_win=True)(same, defective[-10:], 0).ndim == 1, "it is no better"
