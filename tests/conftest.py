@@ -26,7 +26,7 @@ SLOWEST = (
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where two processes share the tests, a file stays whole, and those that look at one search stay together."""
-    if config.getoption("dist", "no") == "no":
+    if not hasattr(config, "workerinput"):
         return
     names = {item: item.nodeid.partition("::")[0] for item in items}
     together = {names[item] for item in items if "searched" in getattr(item, "fixturenames", ())}
