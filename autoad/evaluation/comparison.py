@@ -90,35 +90,51 @@ def compare_trials(
     synthetic: npt.NDArray[np.bool_],
     weight: float,
     *,
+    divisions: npt.NDArray[np.integer] | None = None,
     repeats: int = 500,
     seed: int = 0,
 ) -> Comparison:
     """Compare trials by their scores of the selection pictures.
+
+    Where trials were fitted on several divisions of the good pictures, AUROCs are those within a division, and their
+    mean counts.
 
     Args:
         scores: ``[T, N]`` raw scores, higher is more anomalous.
         labels: ``[N]`` of each picture: ``"good"``, a type of defect, or a kind of synthetic ones.
         synthetic: ``[N]`` which of them are synthetic.
         weight: of the labelled defects beside the synthetic ones (:func:`labelled_weight`).
+        divisions: ``[N]`` number of the division that each score is of; the labelled defects are the same in all, in
+            one order. None for one division.
         repeats: bootstrap draws.
         seed: of the draws.
 
     Raises:
-        ValueError: normals are missing, or defects that count.
+        ValueError: normals are missing, or defects that count, or divisions have other numbers of labelled ones.
     """
     names = np.asarray(labels, dtype=np.str_)
     normal = (names == GOOD) & ~synthetic
-    groups: list[tuple[npt.NDArray[np.bool_], float]] = [(~normal & ~synthetic, weight)] if weight else []
+    real = ~normal & ~synthetic
     kinds = sorted(set(names[synthetic].tolist())) if weight < 1 else []
-    groups += [(synthetic & (names == kind), (1 - weight) / len(kinds)) for kind in kinds]
-    if not normal.any() or not groups or not all(group.any() for group, _ in groups):
-        raise ValueError("to compare trials there must be good and defective pictures")
+    numbers = np.zeros(len(names), dtype=int) if divisions is None else np.asarray(divisions)
     rng = np.random.default_rng(seed)
-    of_normals = _draw(int(normal.sum()), repeats, rng)
+    of_real: _Array | None = None
     total = np.zeros((len(scores), repeats + 1))
-    for group, share in groups:
-        of_defects = _draw(int(group.sum()), repeats, rng)
-        total += share * _aurocs(scores[:, group], scores[:, normal], of_defects, of_normals)
+    within = [numbers == number for number in sorted(set(numbers.tolist()))]
+    for here in within:
+        groups = [(real & here, weight)] if weight else []
+        groups += [(synthetic & here & (names == kind), (1 - weight) / len(kinds)) for kind in kinds]
+        if not (normal & here).any() or not groups or not all(group.any() for group, _ in groups):
+            raise ValueError("to compare trials there must be good and defective pictures")
+        of_normals = _draw(int((normal & here).sum()), repeats, rng)
+        for group, share in groups:
+            of_defects = _draw(int(group.sum()), repeats, rng)
+            if group[real].any():  # a labelled defect that is drawn counts in every division
+                of_real = of_defects if of_real is None else of_real
+                if of_real.shape != of_defects.shape:
+                    raise ValueError("the labelled defects must be the same in all divisions")
+                of_defects = of_real
+            total += share / len(within) * _aurocs(scores[:, group], scores[:, normal & here], of_defects, of_normals)
     best = int(np.argmax(total[:, 0]))
     first = total[:, 1:] >= total[:, 1:].max(axis=0) - _EQUAL
     lead = total[best] - total

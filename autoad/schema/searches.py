@@ -169,6 +169,8 @@ class Choice(Record):
             fastest of them was chosen.
         wins: share of the bootstrap draws in which the chosen one is the best.
         algorithm_wins: share in which a trial of its algorithm is.
+        divisions: of the good pictures into train and selection that the trials which tied were judged on; where there
+            were several, all but ``labelled_weight`` is of the mean over them.
     """
 
     trial: int
@@ -179,6 +181,7 @@ class Choice(Record):
     tied: list[int]
     wins: float
     algorithm_wins: float
+    divisions: int = 1
 
 
 class Champion(Record):

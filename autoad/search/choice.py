@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from autoad.data import Picture
-from autoad.evaluation import compare_trials
+from autoad.evaluation import Comparison, compare_trials
 from autoad.schema import Choice, Objective, TrialRow
+from autoad.search.finalists import Division
 from autoad.search.selection_scores import SelectionScores
 
 __all__ = ["Limits", "choose_trial"]
@@ -58,6 +59,7 @@ def choose_trial(
     limits: Limits,
     *,
     seed: int,
+    judge_again: Callable[[Sequence[TrialRow]], Sequence[Division]] | None = None,
 ) -> tuple[list[TrialRow], Choice | None]:
     """Order the finished trials, the chosen one first.
 
@@ -72,6 +74,8 @@ def choose_trial(
         weight: of labelled defects beside synthetic ones.
         limits: trials beyond them are left out.
         seed: of the bootstrap.
+        judge_again: given the trials that tie, best first, what they say of other divisions of the good pictures; those
+            that all of them have scores of then go on alone.
 
     Returns:
         The finished trials in the order in which they should be tried as champions, and why the first is; None where
@@ -88,13 +92,14 @@ def choose_trial(
     compared = [row for row in finished if row.trial in scores]
     if finished[0].trial not in scores:
         return finished, None
-    found = compare_trials(
-        np.stack([scores[row.trial] for row in compared]),
-        [picture.label for picture in selection],
-        np.array([picture.synthetic for picture in selection]),
-        weight,
-        seed=seed,
-    )
+    divisions = [Division(tuple(selection), scores)]
+    found = _compare(compared, divisions, weight, seed)
+    ties = [compared[place] for place in np.argsort(-found.quality, kind="stable") if found.tied[place]]
+    if judge_again is not None and len(ties) > 1 and (others := judge_again(ties)):
+        finalists = [row for row in ties if all(row.trial in other.scores for other in others)]
+        if len(finalists) > 1:
+            compared, divisions = finalists, [*divisions, *others]
+            found = _compare(compared, divisions, weight, seed)
     tied = [place for place in range(len(compared)) if found.tied[place]]
     fastest = min(_cost(compared[place]) for place in tied)
     as_fast = [place for place in tied if _cost(compared[place]) <= _AS_FAST * fastest]
@@ -109,8 +114,21 @@ def choose_trial(
         tied=[compared[place].trial for place in tied],
         wins=float(found.wins[chosen]),
         algorithm_wins=float(sum(found.wins[i] for i, one in enumerate(compared) if one.algorithm == row.algorithm)),
+        divisions=len(divisions),
     )
     return [row, *(other for other in finished if other is not row)], choice
+
+
+def _compare(rows: Sequence[TrialRow], divisions: Sequence[Division], weight: float, seed: int) -> Comparison:
+    pictures = [picture for division in divisions for picture in division.selection]
+    return compare_trials(
+        np.stack([np.concatenate([division.scores[row.trial] for division in divisions]) for row in rows]),
+        [picture.label for picture in pictures],
+        np.array([picture.synthetic for picture in pictures]),
+        weight,
+        divisions=np.repeat(np.arange(len(divisions)), [len(division.selection) for division in divisions]),
+        seed=seed,
+    )
 
 
 def _cost(row: TrialRow) -> float:

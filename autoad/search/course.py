@@ -25,6 +25,7 @@ from autoad.search.champion import RefitError, finish_champion
 from autoad.search.choice import Limits, choose_trial
 from autoad.search.cluster import LocalWorkers, Workers, join_ray, local_ray
 from autoad.search.dispatch import Dispatcher
+from autoad.search.finalists import Finalists
 from autoad.search.jobs import SearchListener, Suggestion
 from autoad.search.leaderboard import rank_trials
 from autoad.search.lease import Lease
@@ -45,6 +46,9 @@ _WORTH_A_WORD = 0.1
 
 _ATTEMPTS = 5
 """Trials that may be fitted again until one keeps to the limits."""
+
+_FINALISTS_SHARE = 0.07
+"""Of a search's time, what trials that tie may be judged again for."""
 
 __all__ = ["carry_out"]
 
@@ -102,6 +106,13 @@ def carry_out(
             plan.labelled_weight,
             plan.limits,
             seed=plan.request.seed,
+            judge_again=Finalists(
+                _task(plan, selection, settings),
+                folder,
+                _seconds_for_finalists(plan.request, lease.spent),
+                os.cpu_count() or 1,
+                listener.say,
+            ).judge_again,
         )
         if not finished and any(row.status == "complete" for row in rows):
             notes.append(f"no finished trial keeps to {plan.limits}")
@@ -163,6 +174,13 @@ def _budget(request: SearchRequest, spent: float) -> Budget:
     if request.deterministic:
         seconds, trials = None, request.trials or DETERMINISTIC_TRIALS
     return Budget(trials, seconds, 1, request.patience, request.trial_timeout, before=spent)
+
+
+def _seconds_for_finalists(request: SearchRequest, spent: float) -> float | None:
+    """What judging trials again may take; None where the clock must decide nothing."""
+    if request.deterministic:
+        return None
+    return _FINALISTS_SHARE * (spent if request.seconds is None else request.seconds)
 
 
 def _memory(task: TrialTask, algorithm: str, config: Mapping[str, Any]) -> int:

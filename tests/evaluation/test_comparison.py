@@ -83,3 +83,22 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compare_trials(scores[:, :66], LABELS[:66], SYNTHETIC[:66], 0.5)
     with pytest.raises(ValueError, match="must be good and defective"):
         compare_trials(scores[:, 30:], LABELS[30:], SYNTHETIC[30:], 0.5)
+
+
+def test_auroc_is_within_a_division_and_labelled_defects_are_drawn_together() -> None:
+    """One division's scores lie far above the other's; compared across them nothing would be told apart."""
+    rng = np.random.default_rng(0)
+    labels = ["good"] * 12 + ["dent"] * 8
+    first = rng.standard_normal((3, 20)) + np.array([0.5, 1.5, 2.5])[:, None] * (np.array(labels) != "good")
+    both = np.concatenate([first, first + 1000], axis=1)
+    none = np.zeros(20, dtype=bool)
+    alone = compare_trials(first, labels, none, 1.0)
+    found = compare_trials(both, labels * 2, np.tile(none, 2), 1.0, divisions=np.repeat([0, 1], 20))
+    np.testing.assert_allclose(found.quality, alone.quality)
+    # Normals are drawn anew in each division, defects are not: the error falls, but by less than a square root of two.
+    worse = [row for row in range(3) if row != alone.best]
+    assert (found.error[worse] < 0.98 * alone.error[worse]).all()
+    assert (found.error[worse] > 0.75 * alone.error[worse]).all()
+    uneven = [*labels, *labels[:-1], "good"]
+    with pytest.raises(ValueError, match="same in all divisions"):
+        compare_trials(both, uneven, np.tile(none, 2), 1.0, divisions=np.repeat([0, 1], 20))
