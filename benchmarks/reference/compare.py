@@ -50,6 +50,10 @@ PHASES = ("time", "start", "coreset", "many", "judge")
 LONG = 60.0
 """Seconds of a fit beyond which three rounds must do."""
 
+_WARM = {"backbone": "tf_efficientnet_lite0", "stages": (4,)}
+_MOST_SECONDS = 300.0
+"""For one of many configurations, in anomalib."""
+
 Row = dict[str, Any]
 
 
@@ -288,35 +292,36 @@ def _coreset(results: Results, bench: Bench, folder: Folder, ratio: float) -> No
 
 def _many(results: Results, bench: Bench, folder: Folder, count: int) -> None:
     """Fit and score many configurations: anomalib, autoad with one store for all, autoad with none."""
-    key = {"phase": "many", "data": folder.name, "count": count}
-    if results.has(**key):
+    wanted = [
+        (number, name, config)
+        for number, (name, config) in enumerate(draw_configs(count, seed=0))
+        if not results.has(phase="many", data=folder.name, count=count, number=number)
+    ]
+    if not wanted:
         return
-    seconds: dict[str, list[float]] = {"theirs": [], "ours": [], "ours, no store": []}
-    names: list[str] = []
-    failed: list[str] = []
-    with (
-        bench.side("theirs", folder) as theirs,
-        bench.side("ours", folder) as ours,
-        bench.side("ours", folder) as storeless,
-    ):
-        for worker, config in ((theirs, for_anomalib), (ours, None), (storeless, None)):  # imports, compilers
-            given = {"backbone": "tf_efficientnet_lite0", "stages": (4,)}
-            worker.ask("try_out", algorithm="dfkde", config=given, **({} if config else {"cold": True}))
+    with contextlib.ExitStack() as stack:
+        ours = stack.enter_context(bench.side("ours", folder))
+        storeless = stack.enter_context(bench.side("ours", folder))
+        theirs: Worker | None = None
+        for worker in (ours, storeless):  # imports, compilers
+            worker.ask("try_out", algorithm="dfkde", config=_WARM, cold=True)
         ours.ask("forget")
-        for name, config in draw_configs(2 * count, seed=0):
-            if len(names) == count:
-                break
+        for number, name, config in wanted:
+            if theirs is None or not theirs.alive:
+                theirs = stack.enter_context(bench.side("theirs", folder))
+                theirs.ask("try_out", algorithm="dfkde", config=for_anomalib("dfkde", _WARM))
+            row: Row = {"algorithm": name, "config": config, "pictures": [folder.train, folder.test]}
+            seconds = {}
             try:
-                taken = theirs.ask("try_out", algorithm=name, config=for_anomalib(name, config))
+                seconds["theirs"] = theirs.ask(
+                    "try_out", algorithm=name, config=for_anomalib(name, config), limit=_MOST_SECONDS
+                )
             except WorkerError as error:  # both go on with the next one
-                failed.append(f"{name} {config}: {error}")
-                continue
-            names.append(name)
-            seconds["theirs"].append(taken)
-            seconds["ours"].append(ours.ask("try_out", algorithm=name, config=config))
-            seconds["ours, no store"].append(storeless.ask("try_out", algorithm=name, config=config, cold=True))
-    pictures = [folder.train, folder.test]
-    results.add({"seconds": seconds, "algorithms": names, "failed": failed, "pictures": pictures}, **key)
+                row["failed"] = str(error)
+            else:
+                seconds["ours"] = ours.ask("try_out", algorithm=name, config=config)
+                seconds["ours, no store"] = storeless.ask("try_out", algorithm=name, config=config, cold=True)
+            results.add(row | {"seconds": seconds}, phase="many", data=folder.name, count=count, number=number)
 
 
 def _judge(

@@ -5,9 +5,11 @@ Needs nothing but the standard library, because it runs in anomalib's environmen
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import traceback
@@ -68,20 +70,35 @@ class Worker:
     def __exit__(self, *exc: object) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
 
-    def ask(self, call: str, **arguments: Any) -> Any:
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._process.poll() is None
+
+    def ask(self, call: str, *, limit: float | None = None, **arguments: Any) -> Any:
         """What ``call`` gives there.
 
+        Args:
+            call: name of a function there.
+            limit: seconds after which the process is killed; None for any.
+            arguments: of the function.
+
         Raises:
-            WorkerError: it failed, or the process is gone.
+            WorkerError: it failed, took too long, or the process is gone.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"call": call} | arguments) + "\n")
         self._process.stdin.flush()
+        if limit is not None and not select.select([self._process.stdout], [], [], limit)[0]:
+            self._process.kill()
+            self._process.wait()
+            raise WorkerError(f"it was not done after {limit:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             raise WorkerError(f"the process ended with {self._process.wait()}; see {self._log}")

@@ -100,6 +100,21 @@ def test_what_anomalib_cannot_do_is_said(tables: ModuleType, tmp_path: Path) -> 
     assert "| DFM | anomalib: TypeError: it crashed |" in (tmp_path / "reference.md").read_text()
 
 
+def test_many_configurations_count_where_both_have_fitted_them(tables: ModuleType, tmp_path: Path) -> None:
+    rows = [MACHINE]
+    for number, name in enumerate(("padim", "dfm", "padim")):
+        key = {"phase": "many", "data": "d", "count": 3, "number": number}
+        row = {"key": key, "algorithm": name, "pictures": [24, 20]}
+        failed = {"failed": "it was not done after 300 s", "seconds": {}}
+        rows.append(row | (failed if number == 2 else {"seconds": {"theirs": 30, "ours": 1, "ours, no store": 5}}))
+    tables.write_report(rows, tmp_path)
+    lines = (tmp_path / "reference.md").read_text().splitlines()
+    assert "| 2 configurations, d | >= 20x | 30 | yes |" in lines
+    assert "| 2 configurations, d: store off / on | >= 4x | 5 | yes |" in lines
+    assert "## 3 configurations: d, 24 training and 20 test pictures" in lines
+    assert any("1 failed in anomalib, or took it more than five minutes" in line for line in lines)
+
+
 def test_both_sides_get_the_same_files(load: Load, tmp_path: Path) -> None:
     write_demo_dataset(tmp_path / "demo")
     folder = load("pictures").prepare(tmp_path / "demo", tmp_path / "out", 64, 10, 8)
@@ -130,11 +145,15 @@ def test_an_answer_and_an_error_cross_the_pipe(load: Load, tmp_path: Path) -> No
         f"import sys\nsys.path.insert(0, {str(FOLDER)!r})\nfrom loop import serve\n"
         "class Side:\n    def double(self, of):\n        print('noise')\n        return 2 * of\n"
         "    def fail(self):\n        raise ValueError('no good\\nreally')\n"
+        "    def sleep(self):\n        import time\n        time.sleep(60)\n"
         "serve(Side())\n"
     )
     with loop.Worker(Path(sys.executable), script, 1, tmp_path / "log", {}) as worker:
         assert worker.ask("double", of=21) == 42
         with pytest.raises(loop.WorkerError, match=r"^ValueError: no good$"):
             worker.ask("fail")
-        assert worker.ask("double", of=1) == 2
+        assert worker.ask("double", of=1, limit=30) == 2
+        with pytest.raises(loop.WorkerError, match=r"^it was not done after 1 s$"):
+            worker.ask("sleep", limit=1)
+        assert not worker.alive
     assert "noise" in (tmp_path / "log").read_text()
