@@ -165,8 +165,8 @@ class Choice(Record):
         best: trial with the highest objective.
         behind: by how much the chosen one's is lower.
         error: standard error of that difference (stratified bootstrap of the selection pictures).
-        tied: trials that are no worse than the best by more than one standard error, the chosen one among them; the
-            fastest of them was chosen.
+        tied: trials that are no worse than the best by more than one standard error, nor by more than .01, the chosen
+            one among them; the fastest of them was chosen.
         wins: share of the bootstrap draws in which the chosen one is the best.
         algorithm_wins: share in which a trial of its algorithm is.
         divisions: of the good pictures into train and selection that the trials which tied were judged on; where there

@@ -18,6 +18,10 @@ __all__ = ["Limits", "choose_trial"]
 _AS_FAST = 1.2
 """Times that differ by less are taken for equal: that is how far two measurements of one trial lie apart."""
 
+_AS_GOOD = 0.01
+"""Image AUROC by which a faster trial may be worse, though chance alone may explain more: with few pictures it explains
+so much that speed would decide between a good algorithm and a useless one."""
+
 _MOST_COMPARED = 200
 
 
@@ -63,8 +67,8 @@ def choose_trial(
 ) -> tuple[list[TrialRow], Choice | None]:
     """Order the finished trials, the chosen one first.
 
-    A trial that is worse than the best by no more than one standard error of the difference ties with it. Of those the
-    fastest is chosen; of those about as fast as it, the best.
+    A trial that is worse than the best by no more than one standard error of the difference, and by no more than .01,
+    ties with it. Of those the fastest is chosen; of those about as fast as it, the best.
 
     Args:
         rows: of the search, best first.
@@ -74,8 +78,8 @@ def choose_trial(
         weight: of labelled defects beside synthetic ones.
         limits: trials beyond them are left out.
         seed: of the bootstrap.
-        judge_again: given the trials that tie, best first, what they say of other divisions of the good pictures; those
-            that all of them have scores of then go on alone.
+        judge_again: given the trials that are worse than the best by no more than one standard error, best first, what
+            they say of other divisions of the good pictures; those that all of them have scores of then go on alone.
 
     Returns:
         The finished trials in the order in which they should be tried as champions, and why the first is; None where
@@ -94,13 +98,13 @@ def choose_trial(
         return finished, None
     divisions = [Division(tuple(selection), scores)]
     found = _compare(compared, divisions, weight, seed)
-    ties = [compared[place] for place in np.argsort(-found.quality, kind="stable") if found.tied[place]]
-    if judge_again is not None and len(ties) > 1 and (others := judge_again(ties)):
-        finalists = [row for row in ties if all(row.trial in other.scores for other in others)]
+    close = [compared[place] for place in np.argsort(-found.quality, kind="stable") if found.tied[place]]
+    if judge_again is not None and len(close) > 1 and (others := judge_again(close)):
+        finalists = [row for row in close if all(row.trial in other.scores for other in others)]
         if len(finalists) > 1:
             compared, divisions = finalists, [*divisions, *others]
             found = _compare(compared, divisions, weight, seed)
-    tied = [place for place in range(len(compared)) if found.tied[place]]
+    tied = [place for place in range(len(compared)) if found.tied[place] and found.behind[place] <= _AS_GOOD]
     fastest = min(_cost(compared[place]) for place in tied)
     as_fast = [place for place in tied if _cost(compared[place]) <= _AS_FAST * fastest]
     chosen = max(as_fast, key=lambda place: (found.quality[place], -place))

@@ -128,10 +128,11 @@ def _compare(
     )
 
 
-def by_evidence(*, blend: bool = True, ties: bool = True) -> Rule:
+def by_evidence(*, blend: bool = True, ties: bool = True, margin: float = 0.01) -> Rule:
     """The product's choice.
 
-    Without ``blend`` by labelled defects alone where there are any; without ``ties`` the best, whatever its speed.
+    Without ``blend`` by labelled defects alone where there are any; without ``ties`` the best, whatever its speed; with
+    them the fastest of those that are no worse by more than a standard error and by ``margin``.
     """
 
     def rule(grid: Grid, labelled: _Array, seed: int) -> _Array:
@@ -139,7 +140,8 @@ def by_evidence(*, blend: bool = True, ties: bool = True) -> Rule:
         if not ties:
             return _chosen(len(grid.scores), found.best)
         latency = np.array([row["latency_ms"] for row in grid.configurations])
-        fast = found.tied & (latency <= 1.2 * latency[found.tied].min())
+        tied = found.tied & (found.behind <= margin)
+        fast = tied & (latency <= 1.2 * latency[tied].min())
         return _chosen(len(grid.scores), int(np.argmax(np.where(fast, found.quality, -np.inf))))
 
     return rule
@@ -223,6 +225,7 @@ def at_random(grid: Grid, labelled: _Array, seed: int) -> _Array:
 RULES: dict[str, Rule] = {
     "autoad": by_evidence(),
     "autoad, the best whatever its speed": by_evidence(ties=False),
+    "autoad, ties as wide as one standard error": by_evidence(margin=1.0),
     "labelled alone where there are any": by_evidence(blend=False, ties=False),
     "average rank over synthetic kinds": by_ranks,
     "ensemble of the three best, always": ensemble(distinct=False, must_win=False),

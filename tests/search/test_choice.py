@@ -67,6 +67,21 @@ def test_the_fastest_of_those_that_tie(kept: SelectionScores) -> None:
     assert choice.algorithm_wins == choice.wins
 
 
+def test_speed_makes_up_for_a_hundredth_at_most_however_unsure_the_rest_is(kept: SelectionScores) -> None:
+    """Each takes another normal for a defect, so that chance explains much more than the difference."""
+    best, behind, less = SEPARATED.copy(), SEPARATED.copy(), SEPARATED.copy()
+    best[1] = behind[2] = less[2] = 100
+    behind[19] = 24.5  # above 5 of 20 defects
+    less[19] = 22.5  # above 3
+    for trial, scores in ((0, best), (1, behind), (2, less)):
+        kept.keep(trial, scores)
+    rows = [row(0, 0.95, 9.0), row(2, 0.9425, 5.0), row(1, 0.9375, 3.0)]
+    order, choice = choose_trial(rows, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0)
+    assert choice is not None
+    assert choice.error > 0.03
+    assert ([one.trial for one in order], choice.tied) == ([2, 0, 1], [0, 2])
+
+
 def test_what_is_about_as_fast_gives_way_to_what_is_better(kept: SelectionScores) -> None:
     assert chosen([row(0, 1.0, 3.5), row(1, 0.9975, 3.0), row(2, 0.5, 1.0)], kept) == [0, 1, 2]
 
