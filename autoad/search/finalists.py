@@ -1,4 +1,4 @@
-"""Trials that tie are judged again on other divisions of the good pictures, where there are few of these.
+"""Trials that are close are judged again on other divisions of the good pictures, where there are few of these.
 
 All trials are judged on one division into train and selection normals, so that each is fitted once. With few selection
 normals the order of the first few trials then depends on which pictures these happen to be. So each of those that tie
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -99,11 +100,13 @@ class Finalists:
             divisions = divisions[: int(self.seconds / max(expected, 1e-9))]
         if len(rows) < 2 or not divisions:
             return []
-        self.say(
-            f"{len(rows)} trials tie: judging them on {len(divisions)} more "
-            f"division{'s' if len(divisions) > 1 else ''} of the good pictures"
-        )
-        return [self._judge(rows, number, *division) for number, division in enumerate(divisions, 1)]
+        self.say(f"{len(rows)} trials are close: judging them on other divisions of the good pictures")
+        started, judged = time.monotonic(), []
+        for number, division in enumerate(divisions, 1):
+            judged.append(self._judge(rows, number, *division))
+            if self.seconds is not None and (time.monotonic() - started) * (number + 1) / number > self.seconds:
+                break
+        return judged
 
     def _judge(
         self, rows: Sequence[TrialRow], number: int, train: tuple[Picture, ...], normals: tuple[Picture, ...]

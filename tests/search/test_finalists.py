@@ -63,7 +63,7 @@ def test_each_is_fitted_without_the_normals_that_it_is_judged_on(
     said: list[str] = []
     divisions = Finalists(task, tmp_path, None, 1, said.append).judge_again(rows)
     assert len(divisions) == 2
-    assert "2 trials tie" in said[0]
+    assert "2 trials are close" in said[0]
     labelled = [picture for picture in task.selection if not picture.is_normal]
     store = FeatureStore(task.features_dir)
     for division, (train, normals) in zip(divisions, other_divisions(task.train, task.selection), strict=True):
@@ -97,8 +97,10 @@ def test_drawn_defects_are_on_the_new_normals_and_do_not_stay(
 
 def test_time_is_kept_to_and_one_alone_is_not_judged(task: TrialTask, rows: list[TrialRow], tmp_path: Path) -> None:
     long = [one.model_copy(update={"seconds": 10.0}) for one in rows]
-    for seconds, count in ((19.0, 0), (39.0, 1)):
+    for seconds, count in ((19.0, 0), (39.0, 1), (400.0, 2)):
         assert len(Finalists(task, tmp_path, seconds, 1, str).judge_again(long)) == count
+    short = [one.model_copy(update={"seconds": 1e-4}) for one in rows]
+    assert len(Finalists(task, tmp_path, 1e-3, 1, str).judge_again(short)) == 1, "the first took longer than expected"
     assert Finalists(task, tmp_path, None, 1, str).judge_again(rows[:1]) == []
 
 
