@@ -24,9 +24,12 @@ __all__ = ["set_aside"]
 
 _NAMED = 10
 
+_MOST_LOOKED_AT = 2000
+"""Good pictures of which a search looks at each before its first trial; of more, an odd one weighs little."""
+
 
 def set_aside(plan: Plan, folder: Path, store: FeatureStore, *, threads: int) -> tuple[Plan, str | None]:
-    """The plan without the suspicious pictures, and what to say of them.
+    """The plan without the suspicious pictures, and what to say of them; of more than 2,000 good ones none is left out.
 
     Args:
         plan: of the search.
@@ -34,10 +37,10 @@ def set_aside(plan: Plan, folder: Path, store: FeatureStore, *, threads: int) ->
         store: keeps features, which the first trials use again.
         threads: CPU threads of the backbone.
     """
-    if plan.request.keep_suspicious:
-        return plan, None
     roles = plan.roles
     good = [picture for picture in (*roles.train, *roles.selection) if picture.is_normal]
+    if plan.request.keep_suspicious or len(good) > _MOST_LOOKED_AT:
+        return plan, None
     decided = _decided(folder)
     if decided is None:
         _compute_together(plan, good, store, threads)
