@@ -11,6 +11,7 @@ datasets (t distribution): the draws of one dataset share its pictures and count
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -175,6 +176,8 @@ def by_splits(count: int) -> Rule:
     """The best in the mean over ``count`` splits, among what was fitted on all of them."""
 
     def rule(grid: Grid, labelled: _Array, seed: int) -> _Array:
+        if len(grid.others) < 2:
+            raise LookupError(f"{grid.name} was fitted on one split alone")
         total = np.zeros(len(grid.scores))
         for number, one in enumerate((grid, *grid.others)):
             places = {_key(row): place for place, row in enumerate(one.configurations)}
@@ -300,8 +303,13 @@ def main() -> None:
     for labelled in LABELLED:
         rows = []
         for name, rule in RULES.items():
-            by_dataset = [float(np.mean(regret(grid, rule, labelled))) for grid in grids]
-            rows.append([name, *(f"{value:.3f}" for value in by_dataset), _mean(by_dataset)])
+            by_dataset: dict[str, float] = {}
+            for grid in grids:
+                with contextlib.suppress(LookupError):
+                    by_dataset[grid.name] = float(np.mean(regret(grid, rule, labelled)))
+            if by_dataset:
+                cells = (f"{by_dataset[grid.name]:.3f}" if grid.name in by_dataset else "-" for grid in grids)
+                rows.append([name, *cells, _mean(list(by_dataset.values()))])
         print(f"\nRegret in image AUROC, {labelled} labelled defects\n")
         print(table(["choice", *(grid.name for grid in grids), "mean"], rows), flush=True)
     print("\nSpearman of the synthetic ranking with the true one\n")

@@ -92,11 +92,13 @@ def test_several_splits_choose_what_is_best_in_their_mean(replay: Any, grid: Any
 
     first, second = told(9, 1.5, 1, -1), told(9, 0, 9, -1)
     fewer = replay.Grid("b", second.configurations[1:], second.groups, second.labels, second.scores[1:])
-    both = replay.Grid("a", first.configurations, first.groups, first.labels, first.scores, (fewer,))
+    both = replay.Grid("a", first.configurations, first.groups, first.labels, first.scores, (fewer, fewer))
     none = np.array([], dtype=int)
     assert replay.by_evidence(ties=False)(both, none, 0).argmax() == 0
     assert replay.by_splits(1)(both, none, 0).argmax() == 1
-    assert replay.by_splits(2)(both, none, 0).argmax() == 2
+    assert replay.by_splits(3)(both, none, 0).argmax() == 2
+    with pytest.raises(LookupError, match="one split alone"):
+        replay.by_splits(3)(first, none, 0)
 
 
 def test_an_ensemble_is_taken_where_it_must_or_wins(replay: Any, grid: Any) -> None:
