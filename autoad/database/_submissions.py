@@ -212,15 +212,13 @@ class SubmissionTables:
 
     def pending(self) -> Sequence[Submission]:
         """Those whose champion is to be promoted, in the order in which they ended."""
-        query = select(Submission).where(
-            Submission.status == "complete", Submission.promotion["state"].as_string() == "pending"
-        )
+        query = select(Submission).where(Submission.status == "complete", _is_pending())
         with self._database.sessions() as session:
             return session.scalars(query.order_by(Submission.finished, Submission.id)).all()
 
     def hold(self, row: Submission, owner: str) -> bool:
-        """Be the one who promotes, in the place of whoever was before; False if somebody else just was quicker."""
-        return self._change(row.id, _is_of(row.owner), "complete", owner=owner, heartbeat=utc_now())
+        """Be the one who promotes, in the place of whoever was before; False if somebody else was quicker, or is done."""
+        return self._change(row.id, _is_of(row.owner) & _is_pending(), "complete", owner=owner, heartbeat=utc_now())
 
     def settle(self, search: str, owner: str, promotion: dict[str, Any]) -> bool:
         """Say what came of it; False if somebody else took it over."""
@@ -237,6 +235,10 @@ class SubmissionTables:
 
 def _is_of(owner: str | None) -> ColumnElement[bool]:
     return Submission.owner.is_not_distinct_from(owner)
+
+
+def _is_pending() -> ColumnElement[bool]:
+    return Submission.promotion["state"].as_string() == "pending"
 
 
 def _lock_queue(session: Session) -> None:

@@ -103,7 +103,7 @@ def test_a_search_makes_the_next_version_of_the_model_that_it_names(
     registry = Registry(database, settings)
     registry.register(make_artifact(tmp_path / "new"), "pair")
     wanted = ("search", "--data", demo, "--name", "second pair", "--model", "pair")
-    done = autoad(*wanted, "--trials", 1, "--algorithms", "dfkde")
+    done = autoad(*wanted, "--trials", 1, "--algorithms", "dfkde", "--keep-suspicious")
     assert done.returncode == 0, done.stderr
     champion = load_result("second pair", settings).champion
     assert champion is not None

@@ -266,12 +266,14 @@ class Patient:
         self.check_nothing_open()
         self.check_nothing_half_written()
         result = load_result(self.name, self.settings)
-        best = result.leaderboard[0]
         assert result.champion is not None
-        assert (result.champion.trial, result.champion.config) == (best.trial, best.config)
+        assert result.choice is not None
+        assert result.champion.trial == result.choice.trial
+        (chosen,) = [row for row in result.leaderboard if row.trial == result.champion.trial]
+        assert result.champion.config == chosen.config
         assert {row.trial for row in result.leaderboard} == set(self.rows())
         manifest = json.loads((Path(result.champion.model) / "manifest.json").read_text())
-        assert manifest["provenance"]["trial"] == best.trial
+        assert manifest["provenance"]["trial"] == chosen.trial
 
     def end(self) -> None:
         """Leave nothing behind, whatever has happened."""

@@ -113,7 +113,7 @@ def test_failing_trials_are_rows_and_all_failing_is_exit_code_3(autoad: Run, dem
     space.write_text("algorithm: ganomaly\nparameters:\n  lr: {value: 1.0e+30}\n")
     done = autoad(
         *("search", "--data", demo, "--name", "doomed", "--trials", 2, "--max-epochs", 2, "--space", space),
-        *("--algorithms", "ganomaly"),
+        *("--algorithms", "ganomaly", "--keep-suspicious"),
     )
     assert done.returncode == 3, done.stderr
     assert "no trial succeeded" in done.stderr

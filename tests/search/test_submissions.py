@@ -295,6 +295,7 @@ def test_promotions_are_held_by_one(submissions: Submissions) -> None:
     assert not tables.hold(waiting, "h/k/2/2")
     assert not tables.settle(row.id, "h/k/2/2", {"state": "kept", "reason": "r"})
     assert tables.settle(row.id, "h/k/1/1", {"state": "promoted", "reason": "r"})
+    assert not tables.hold(waiting, "h/k/2/2"), "nobody holds it any more, but it is settled"
     assert submissions.entry("default", "s").ended
     assert list(tables.pending()) == []
 

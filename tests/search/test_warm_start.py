@@ -228,6 +228,7 @@ def test_a_search_tries_after_the_defaults_what_an_earlier_one_has_found(
     add(database, settings, "unrelated", list(-np.array(halves[1])), row(0, "dfm", 1.0, stage=1))
     done = autoad(
         *("search", "--data", demo, "--algorithms", "dfkde,dfm", "--trials", 3, "--name", "second", "--json"),
+        "--keep-suspicious",
         AUTOAD_DATA_DIR=str(settings.data_dir),
     )
     assert done.returncode == 0, done.stderr

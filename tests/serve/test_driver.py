@@ -35,6 +35,7 @@ from tests.serve.factory import add_dataset, make_state
 ME = this_process()
 OUTAGE = sqlalchemy.exc.OperationalError("", {}, Exception("gone"))
 DEADLINE = 240.0
+QUICK: dict[str, Any] = {"keep_suspicious": True}
 ENDED = {"complete", "pruned", "failed"}
 FEW = [
     *(f"train/good/{number:03}.png" for number in range(24)),
@@ -210,7 +211,7 @@ class Server:
         self.supervisor = Supervisor(self.database, settings, registry, Control(registry), self.spawner, most=1)
 
     def submit(self, name: str, **options: Any) -> str:
-        request = SubmitRequest(**{"dataset": "bottle", "name": name, "algorithms": ["dfm", "dfkde"]} | options)
+        request = SubmitRequest(**{"dataset": "bottle", "name": name, "algorithms": ["dfm", "dfkde"]} | QUICK | options)
         catalog = Catalog(self.database, self.settings)
         return self.submissions.submit("default", "tester", request, catalog, most=20).id
 

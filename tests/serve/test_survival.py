@@ -102,7 +102,7 @@ def site(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]
 def survive(site: Site, fault: str, turn: int) -> float:
     """Seconds from a fault until a trial, or for ``promotion`` the promotion, has come to its end."""
     body = {"dataset": "bottle", "name": f"{fault}-{turn}", "algorithms": ["dfm", "dfkde"], "trials": TRIALS}
-    body |= {"promote_when": "always", "seed": turn}
+    body |= {"promote_when": "always", "seed": turn, "keep_suspicious": True}
     search = site.ask("POST", "/v1/searches", body)["id"]
     if fault == "promotion":
         site.wait(search, "a promotion", lambda entry: entry.status == "complete")
