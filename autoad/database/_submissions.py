@@ -217,7 +217,7 @@ class SubmissionTables:
             return session.scalars(query.order_by(Submission.finished, Submission.id)).all()
 
     def hold(self, row: Submission, owner: str) -> bool:
-        """Be the one who promotes, in the place of whoever was before; False if somebody else was quicker, or is done."""
+        """Be the one who promotes, in the place of whoever was before; False if somebody else was quicker."""
         return self._change(row.id, _is_of(row.owner) & _is_pending(), "complete", owner=owner, heartbeat=utc_now())
 
     def settle(self, search: str, owner: str, promotion: dict[str, Any]) -> bool:
@@ -238,7 +238,8 @@ def _is_of(owner: str | None) -> ColumnElement[bool]:
 
 
 def _is_pending() -> ColumnElement[bool]:
-    return Submission.promotion["state"].as_string() == "pending"
+    state: ColumnElement[str] = Submission.promotion["state"].as_string()
+    return state == "pending"
 
 
 def _lock_queue(session: Session) -> None:
