@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from autoad.errors import UsageError
+from autoad.search import SearchRequest
 from tests.conftest import Run
 
 
@@ -244,3 +246,18 @@ def test_algorithms_and_doctor(autoad: Run) -> None:
     lines = {entry["what"]: entry["state"] for entry in json.loads(autoad("doctor", "--json").stdout)}
     assert "bundled" in lines["backbone tf_efficientnet_lite0"]
     assert "writable" in lines["data folder"]
+
+
+def test_whoever_keeps_suspicious_pictures_says_so_to_the_search(
+    autoad_here: Run, demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def refuse(request: SearchRequest, *_: object) -> None:
+        asked.append(request.keep_suspicious)
+        raise UsageError("not now")
+
+    monkeypatch.setattr("autoad.search.run_search", refuse)
+    for options in ((), ("--keep-suspicious",)):
+        assert "not now" in autoad_here("search", "--data", demo, *options).stderr
+    assert asked == [False, True]

@@ -140,7 +140,7 @@ def _chosen(choice: Choice) -> str:
     elif len(choice.tied) > 1:
         how += f", the best; {len(choice.tied) - 1} more tie with it but are no faster"
     if choice.divisions > 1:
-        how += f" (those that tied were judged on {choice.divisions} divisions of the good pictures)"
+        how += f" (close trials were judged on {choice.divisions} divisions of the good pictures)"
     return f"{how}; best in {choice.wins:.0%} of resamplings, its algorithm in {choice.algorithm_wins:.0%}"
 
 

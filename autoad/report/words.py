@@ -161,7 +161,7 @@ def _chosen(choice: Choice, champion: Champion) -> str:
     else:
         why = "It was chosen as the best on the selection pictures by more than chance"
     if choice.divisions > 1:
-        why += f" (trials that tied were judged on {choice.divisions} divisions of the good pictures)"
+        why += f" (close trials were judged on {choice.divisions} divisions of the good pictures)"
     return (
         f"{why}; had these pictures been drawn again, it would have been the best in {choice.wins:.0%} of all cases, "
         f"and a trial of {champion.algorithm} in {choice.algorithm_wins:.0%}."

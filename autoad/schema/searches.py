@@ -169,8 +169,8 @@ class Choice(Record):
             one among them; the fastest of them was chosen.
         wins: share of the bootstrap draws in which the chosen one is the best.
         algorithm_wins: share in which a trial of its algorithm is.
-        divisions: of the good pictures into train and selection that the trials which tied were judged on; where there
-            were several, all but ``labelled_weight`` is of the mean over them.
+        divisions: of the good pictures into train and selection that close trials were judged on; where there were
+            several, all but ``labelled_weight`` is of the mean over them.
     """
 
     trial: int

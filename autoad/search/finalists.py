@@ -1,10 +1,10 @@
 """Trials that are close are judged again on other divisions of the good pictures, where there are few of these.
 
 All trials are judged on one division into train and selection normals, so that each is fitted once. With few selection
-normals the order of the first few trials then depends on which pictures these happen to be. So each of those that tie
-is fitted again with other pictures of the train role as selection normals (repeated splits, as in Kohavi: A study of
-cross-validation and bootstrap for accuracy estimation and model selection, 1995); labelled defects, which nothing is
-fitted on, are the same in all divisions, and synthetic ones are drawn on the new normals.
+normals the order of the first few trials then depends on which pictures these happen to be. So each that is close to
+the best is fitted again with other pictures of the train role as selection normals (repeated splits, as in Kohavi: A
+study of cross-validation and bootstrap for accuracy estimation and model selection, 1995); labelled defects, which
+nothing is fitted on, are the same in all divisions, and synthetic ones are drawn on the new normals.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class Finalists:
         """What trials say of other divisions; none where there is no need or no time.
 
         Args:
-            rows: finished trials that tie, best first; of many the first few are judged. One that cannot be fitted
-                again is left out of the scores.
+            rows: finished trials close to the best, best first; of many the first few are judged. One that cannot be
+                fitted again is left out of the scores.
         """
         divisions = other_divisions(self.task.train, self.task.selection)
         rows = rows[:_MOST_TRIALS]

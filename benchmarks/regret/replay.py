@@ -36,6 +36,10 @@ RATES = (0.05, 0.01)
 _Array = npt.NDArray[Any]
 
 
+class OneSplitError(Exception):
+    """A rule needs grids of several splits."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Grid:
     """A dataset's configurations ``[C]`` and their scores ``[C, N]`` of its pictures.
@@ -177,7 +181,7 @@ def by_splits(count: int) -> Rule:
 
     def rule(grid: Grid, labelled: _Array, seed: int) -> _Array:
         if len(grid.others) < 2:
-            raise LookupError(f"{grid.name} was fitted on one split alone")
+            raise OneSplitError(f"{grid.name} was fitted on one split alone")
         total = np.zeros(len(grid.scores))
         for number, one in enumerate((grid, *grid.others)):
             places = {_key(row): place for place, row in enumerate(one.configurations)}
@@ -305,7 +309,7 @@ def main() -> None:
         for name, rule in RULES.items():
             by_dataset: dict[str, float] = {}
             for grid in grids:
-                with contextlib.suppress(LookupError):
+                with contextlib.suppress(OneSplitError):
                     by_dataset[grid.name] = float(np.mean(regret(grid, rule, labelled)))
             if by_dataset:
                 cells = (f"{by_dataset[grid.name]:.3f}" if grid.name in by_dataset else "-" for grid in grids)

@@ -97,7 +97,7 @@ def test_several_splits_choose_what_is_best_in_their_mean(replay: Any, grid: Any
     assert replay.by_evidence(ties=False)(both, none, 0).argmax() == 0
     assert replay.by_splits(1)(both, none, 0).argmax() == 1
     assert replay.by_splits(3)(both, none, 0).argmax() == 2
-    with pytest.raises(LookupError, match="one split alone"):
+    with pytest.raises(replay.OneSplitError, match="one split alone"):
         replay.by_splits(3)(first, none, 0)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from autoad.console import leaderboard_table, out, print_result
-from autoad.schema import Champion, DatasetSummary, Metrics, SearchResult, TestMetrics, TrialRow
+from autoad.console import leaderboard_table, out, print_result, tables
+from autoad.schema import Champion, Choice, DatasetSummary, Metrics, SearchResult, TestMetrics, TrialRow
 
 BOUND = {"false_positive_rate_upper": 0.174, "smallest_false_positive_rate": 1 / 13}
 PIXELS = {"pixel_false_positive_rate": 0.08, "pixel_false_positive_rate_upper": 0.2}
@@ -70,3 +70,11 @@ def test_the_leaderboard_shows_what_ranked_it_where_that_is_more_than_labelled_d
     table = leaderboard_table([plain, both])
     shown = next(column for column in table.columns if column.header == "objective")
     assert list(shown.cells) == ["0.750", "0.500"]
+
+
+def test_several_divisions_are_told() -> None:
+    choice = Choice(
+        trial=1, labelled_weight=0, best=1, behind=0, error=0.01, tied=[1], wins=0.5, algorithm_wins=0.75, divisions=3
+    )
+    assert "close trials were judged on 3 divisions of the good pictures" in tables._chosen(choice)
+    assert "divisions" not in tables._chosen(choice.model_copy(update={"divisions": 1}))

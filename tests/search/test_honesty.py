@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from autoad.data import assign_roles, read_dataset
 from autoad.data._defects import KINDS
 from tests.conftest import Run
 
@@ -86,14 +91,34 @@ def test_no_test_picture_reaches_the_trials(three: list[dict[str, Any]], state: 
     )
 
 
-def test_without_labelled_defects_the_evidence_is_synthetic(autoad: Run, demo: Path, state: Path) -> None:
+def add_stained(folder: Path) -> str:
+    """Name of a good picture with a stain in it, whose bytes make it one to learn from."""
+    image = np.array(Image.open(sorted(folder.iterdir())[0]).convert("RGB"))
+    for blue in range(256):
+        image[30:90, 30:90] = (255, 0, blue)
+        Image.fromarray(image).save(folder / "stained.png")
+        if any(one.path.name == "stained.png" for one in assign_roles(read_dataset(folder)).train):
+            return "stained.png"
+    raise AssertionError("no stain makes it a train picture")
+
+
+def test_without_labelled_defects_the_evidence_is_synthetic(autoad: Run, demo: Path, tmp_path: Path) -> None:
+    goods = tmp_path / "goods"
+    shutil.copytree(demo / "train" / "good", goods)
+    stained = add_stained(goods)
     done = autoad(
-        *("search", "--data", demo / "train" / "good", "--name", "goods", "--trials", 2, "--json"),
+        *("search", "--data", goods, "--name", "goods", "--trials", 2, "--json"),
         *("--algorithms", "padim,dfm"),
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["evidence"] == "synthetic"
+    (note,) = [note for note in result["notes"] if note.startswith("set aside: ")]
+    assert stained in note
+    assert result["dataset"]["roles"]["aside"]["good"] == int(note.split()[2])
+    report = re.search(r"report: (\S+)", done.stderr)
+    assert report is not None
+    assert "good in name, but unlike the others" in Path(report[1]).read_text()
     for row in result["leaderboard"]:
         assert set(row["by_kind"]) == set(KINDS)
         assert row["objective"] == pytest.approx(sum(row["by_kind"].values()) / len(KINDS))
