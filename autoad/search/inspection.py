@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.cluster import KMeans
-from sklearn.metrics import silhouette_score
 
 from autoad.algorithms import get_algorithm
 from autoad.data import Dataset, Picture
@@ -208,6 +206,9 @@ def _held_out_scores(good: Sequence[Picture], store: FeatureStore, engine: Engin
 
 
 def _variants(points: _Array, good: Sequence[Picture]) -> Iterator[Finding]:
+    from sklearn.cluster import KMeans  # takes a second to import, and every search imports this module
+    from sklearn.metrics import silhouette_score
+
     smallest = max(_SMALLEST_GROUP, int(_SMALLEST_SHARE * len(points)))
     if len(points) < 3 * smallest:
         return
