@@ -52,7 +52,8 @@ def schema(plant: Any, plane: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     settings = plant.copy(tmp_path_factory.mktemp("openapi") / "data")
     database = Database(settings)
     registry = Registry(database, settings)
-    registry.promote("gravel", 1, reason="", actor="test")
+    for version in (2, 1):  # so that there is one to roll back to, whatever other tests have come before
+        registry.promote("gravel", version, reason="", actor="test")
     options = ServeOptions(replicas=1, threads=2, poll_seconds=0.02)
     scorer = Scorer(registry, options, "r1")
     doorkeeper = Authenticator(Keys(database), database.project, loopback=True)
