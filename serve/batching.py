@@ -19,6 +19,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -50,12 +51,28 @@ class Timing:
 
 @dataclasses.dataclass
 class _Job:
+    """A picture that waits. By the model's parts: its pixels, and what their engines have made of them so far."""
+
     model: Model
     future: asyncio.Future[tuple[Score, Timing]]
     size: tuple[int, int]
-    pixels: NDArray[np.uint8]
+    pixels: tuple[NDArray[np.uint8], ...]
     ready: float
     timing: Timing
+    features: dict[int, dict[int, NDArray[np.float32]]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def seen(self) -> bool:
+        """Whether the engines of all parts have seen it."""
+        return len(self.features) == len(self.pixels)
+
+
+class _Share(NamedTuple):
+    """Those parts of a job's model that one call of an engine serves: they take the same pixels."""
+
+    job: _Job
+    engine: SharedEngine | None
+    places: list[int]
 
 
 class Batcher:
@@ -170,7 +187,7 @@ class Batcher:
         future: asyncio.Future[tuple[Score, Timing]] = self._loop.create_future()
         return _Job(model, future, size, pixels, time.perf_counter(), Timing(decode=milliseconds))
 
-    def _decode(self, model: Model, data: bytes) -> tuple[tuple[int, int], NDArray[np.uint8], float]:
+    def _decode(self, model: Model, data: bytes) -> tuple[tuple[int, int], tuple[NDArray[np.uint8], ...], float]:
         if self._closing:
             raise _closed()
         started = time.perf_counter()
@@ -200,44 +217,51 @@ class Batcher:
         started = time.perf_counter()
         for job in jobs:
             job.timing.queue = 1000 * (started - job.ready)
-        groups: defaultdict[tuple[int, tuple[int, ...]], list[_Job]] = defaultdict(list)
+        groups: defaultdict[tuple[int, tuple[int, ...]], dict[int, _Share]] = defaultdict(dict)
         for job in jobs:
-            groups[id(job.model.engine), job.pixels.shape].append(job)
+            for place, (part, pixels) in enumerate(zip(job.model.parts, job.pixels, strict=True)):
+                group = groups[id(part.engine), pixels.shape]
+                group.setdefault(id(job), _Share(job, part.engine, [])).places.append(place)
         for group in groups.values():
+            shares = list(group.values())
             try:
-                self._score_group(group[0].model.engine, group)
+                self._score_group(shares[0].engine, shares)
             except Exception as error:  # one batch's misfortune must not end the lane
-                _logger.exception("a batch of %d pictures could not be scored", len(group))
-                self._loop.call_soon_threadsafe(_fail, group, error)
+                _logger.exception("a batch of %d pictures could not be scored", len(shares))
+                self._loop.call_soon_threadsafe(_fail, [share.job for share in shares], error)
 
-    def _score_group(self, engine: SharedEngine | None, jobs: Sequence[_Job]) -> None:
+    def _score_group(self, engine: SharedEngine | None, shares: Sequence[_Share]) -> None:
+        """Run what shares an engine through it; jobs whose parts have then all been through theirs are answered."""
         started = time.perf_counter()
         features: dict[int, NDArray[np.float32]] = {}
         if engine is not None:
-            features = engine(np.stack([job.pixels for job in jobs]))
-        forward = 1000 * (time.perf_counter() - started) / len(jobs)
-
-        def head(index: int) -> None:
-            job = jobs[index]
-            begun = time.perf_counter()
-            try:
-                own = {stage: maps[index] for stage, maps in features.items()}
-                answer = job.model.judge(*job.model.measure(job.pixels, own), job.size)
-            except Exception as error:  # the others' models are not to blame
-                _logger.exception("a picture could not be scored by %s", job.model.name)
-                self._loop.call_soon_threadsafe(_fail, [job], error)
-                return
-            job.timing.forward = forward
-            job.timing.head = 1000 * (time.perf_counter() - begun)
-            # Each as soon as it is there: who waits for the first need not wait for the last.
-            self._loop.call_soon_threadsafe(_finish, job.future, (answer, job.timing))
-
+            features = engine(np.stack([share.job.pixels[share.places[0]] for share in shares]))
+        forward = 1000 * (time.perf_counter() - started) / len(shares)
+        for index, share in enumerate(shares):
+            own = {stage: maps[index] for stage, maps in features.items()}
+            share.job.features.update(dict.fromkeys(share.places, own))
+            share.job.timing.forward += forward
+        jobs = [share.job for share in shares if share.job.seen]
         if self._heads is None or len(jobs) == 1:
-            for index in range(len(jobs)):
-                head(index)
+            for job in jobs:
+                self._answer(job)
         else:
-            for done in [self._heads.submit(head, index) for index in range(len(jobs))]:
+            for done in [self._heads.submit(self._answer, job) for job in jobs]:
                 done.result()
+
+    def _answer(self, job: _Job) -> None:
+        begun = time.perf_counter()
+        try:
+            parts = zip(job.model.parts, job.pixels, strict=True)
+            answers = [part.measure(pixels, job.features[place]) for place, (part, pixels) in enumerate(parts)]
+            answer = job.model.judge(job.model.combine(answers), job.size)
+        except Exception as error:  # the others' models are not to blame
+            _logger.exception("a picture could not be scored by %s", job.model.name)
+            self._loop.call_soon_threadsafe(_fail, [job], error)
+            return
+        job.timing.head = 1000 * (time.perf_counter() - begun)
+        # Each as soon as it is there: who waits for the first need not wait for the last.
+        self._loop.call_soon_threadsafe(_finish, job.future, (answer, job.timing))
 
 
 def _closed() -> StateError:

@@ -223,7 +223,7 @@ class Follower:
 def _introduce(champion: Champion) -> str:
     tested = champion.test.image_auroc
     figures = "" if tested is None else f", image_auroc {tested:.3f} on the test pictures"
-    return f"champion: trial {champion.trial} {champion.algorithm}{figures}, kept as {champion.model}"
+    return f"champion: {champion.origin} {champion.algorithm}{figures}, kept as {champion.model}"
 
 
 def _span(seconds: float) -> str:

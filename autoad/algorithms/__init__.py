@@ -14,6 +14,7 @@ from autoad.algorithms._base import (
     Runtime,
     Shapes,
 )
+from autoad.algorithms._maps import upsample
 from autoad.algorithms._registry import ALGORITHMS, get_algorithm
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "Runtime",
     "Shapes",
     "get_algorithm",
+    "upsample",
 ]

@@ -94,7 +94,7 @@ def print_result(result: SearchResult, *, top: int = 15, there: str | None = Non
     for title in ("image AUROC", "pixel AUROC", "AUPRO"):
         table.add_column(title, no_wrap=True)
     for title, metrics in (
-        (f"champion ({champion.algorithm}, trial {champion.trial})", test),
+        (f"champion ({champion.algorithm}, {champion.origin})", test),
         ("default PatchCore", default),
     ):
         if metrics is None:
@@ -132,7 +132,13 @@ def print_result(result: SearchResult, *, top: int = 15, there: str | None = Non
 def _chosen(choice: Choice) -> str:
     """Why the champion is the champion, and how sure that is."""
     how = f"chosen: trial {choice.trial}"
-    if choice.trial != choice.best:
+    sure = f"best in {choice.wins:.0%} of resamplings"
+    if choice.members:
+        how = (
+            f"chosen: the mean of trials {', '.join(map(str, choice.members))}, which is better than the best alone, "
+            f"trial {choice.best} ({-choice.behind:.3f} ± {choice.error:.3f} ahead)"
+        )
+    elif choice.trial != choice.best:
         how += (
             f", which is faster than the best, trial {choice.best}, and ties with it "
             f"({choice.behind:.3f} ± {choice.error:.3f} behind)"
@@ -141,7 +147,9 @@ def _chosen(choice: Choice) -> str:
         how += f", the best; {len(choice.tied) - 1} more tie with it but are no faster"
     if choice.divisions > 1:
         how += f" (close trials were judged on {choice.divisions} divisions of the good pictures)"
-    return f"{how}; best in {choice.wins:.0%} of resamplings, its algorithm in {choice.algorithm_wins:.0%}"
+    if not choice.members:
+        sure += f", its algorithm in {choice.algorithm_wins:.0%}"
+    return f"{how}; {sure}"
 
 
 def _print_thresholds(champion: Champion) -> None:

@@ -56,8 +56,8 @@ class ModelTables:
         with self._database.sessions() as session:
             return session.get(ModelVersion, (project, name, version))
 
-    def of_trial(self, project: str, name: str, search: str, trial: int) -> ModelVersion | None:
-        """The version of a model that a search made of a trial; None if it made none."""
+    def of_trial(self, project: str, name: str, search: str, trial: int) -> Sequence[ModelVersion]:
+        """The versions that a search made of a trial, or of several of which it is the first; newest first."""
         query = select(ModelVersion).where(
             ModelVersion.project == project,
             ModelVersion.name == name,
@@ -65,7 +65,7 @@ class ModelTables:
             ModelVersion.trial == trial,
         )
         with self._database.sessions() as session:
-            return session.scalars(query.order_by(ModelVersion.version.desc()).limit(1)).first()
+            return session.scalars(query.order_by(ModelVersion.version.desc())).all()
 
     @contextmanager
     def new_version(self, project: str, name: str) -> Iterator[tuple[Session, int]]:

@@ -7,19 +7,28 @@ sha256 and loading refuses any others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import safetensors
 import safetensors.torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from autoad.errors import ArtifactError
 from autoad.evaluation import smallest_rate
 from autoad.files import write_atomically
-from autoad.schema import Difference, Evidence, Metrics, Speed, TestMetrics, ThresholdMethod, describe_rate
+from autoad.schema import (
+    Difference,
+    Evidence,
+    Metrics,
+    Speed,
+    TestMetrics,
+    ThresholdMethod,
+    describe_rate,
+    join_algorithms,
+)
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -29,13 +38,14 @@ __all__ = [
     "Manifest",
     "Member",
     "Provenance",
+    "Standard",
     "load_tensors",
     "read_manifest",
     "save_model",
     "write_manifest",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _TENSORS = "model.safetensors"
 _MANIFEST = "manifest.json"
 _CARD = "README.md"
@@ -58,6 +68,22 @@ class Backbone(_Record):
     precision: str
 
 
+class Standard(_Record):
+    """What a member says of good pictures that it was not fitted on; its answers count in these units.
+
+    Attributes:
+        center: mean raw score.
+        spread: standard deviation of the raw scores.
+        map_center: mean of the maps' largest values; None without a map, as ``map_spread``.
+        map_spread: their standard deviation.
+    """
+
+    center: float
+    spread: float = Field(gt=0)
+    map_center: float | None = None
+    map_spread: float | None = Field(default=None, gt=0)
+
+
 class Member(_Record):
     """One detector of the model.
 
@@ -66,6 +92,7 @@ class Member(_Record):
         device: where the detector computed, ``cpu`` or ``cuda``.
         precision: in which its own networks ran.
         backbone: None for algorithms that work on pixels alone.
+        standard: None for the only member of a model, whose answers are the model's as they are.
     """
 
     algorithm: str
@@ -76,6 +103,7 @@ class Member(_Record):
     device: Literal["cpu", "cuda"]
     precision: Literal["float32", "bfloat16"]
     backbone: Backbone | None
+    standard: Standard | None = None
 
 
 class Calibration(_Record):
@@ -132,14 +160,25 @@ class Calibration(_Record):
 
 
 class Provenance(_Record):
-    """Where the model comes from."""
+    """Where the model comes from.
+
+    Attributes:
+        trial: of the search; of several, that of the first member.
+        members: of an ensemble, each member's trial; empty for a single detector.
+    """
 
     code_version: str
     search: str
     trial: int
+    members: tuple[int, ...] = ()
     dataset_hash: str
     dataset_counts: dict[str, int]
     evidence: Evidence
+
+    @property
+    def trials(self) -> tuple[int, ...]:
+        """All trials that it was made of."""
+        return self.members or (self.trial,)
 
 
 class ArtifactMetrics(_Record):
@@ -156,7 +195,8 @@ class Manifest(_Record):
     """All that a model is, apart from its tensors.
 
     Attributes:
-        members: its detectors; ``combine`` says how their scores become one.
+        members: its detectors.
+        combine: how their answers become one: as they are, or the mean of all in units of their :class:`Standard`.
         tensors_sha256: of ``model.safetensors``.
         calibration: None until the saved model has been calibrated.
     """
@@ -164,22 +204,53 @@ class Manifest(_Record):
     schema_version: int = SCHEMA_VERSION
     name: str
     members: tuple[Member, ...] = Field(min_length=1)
-    combine: Literal["single"] = "single"
+    combine: Literal["single", "mean"] = "single"
     tensors_sha256: str
     provenance: Provenance
     calibration: Calibration | None = None
     metrics: ArtifactMetrics | None = None
 
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        """Several answers can be averaged only in units that they share; one member's need none."""
+        single = self.combine == "single"
+        if single != (len(self.members) == 1) or any((member.standard is None) != single for member in self.members):
+            raise ValueError(f"{len(self.members)} members cannot be combined as {self.combine!r}")
+        return self
+
+    @property
+    def algorithm(self) -> str:
+        """Its algorithm; of an ensemble, those of all members."""
+        return join_algorithms(member.algorithm for member in self.members)
+
 
 def save_model(
-    folder: Path, name: str, member: Member, tensors: Mapping[str, Tensor], provenance: Provenance
+    folder: Path, name: str, members: Sequence[tuple[Member, Mapping[str, Tensor]]], provenance: Provenance
 ) -> Manifest:
-    """Write a fitted detector's tensors and the first manifest (not calibrated yet) into ``folder``."""
+    """Write fitted detectors' tensors and the first manifest (not calibrated yet) into ``folder``.
+
+    Args:
+        folder: of the model.
+        name: of the model.
+        members: each with its tensors; of several, each has its :class:`Standard`.
+        provenance: where it comes from.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    data = safetensors.torch.save({key: value.contiguous() for key, value in tensors.items()})
+    alone = len(members) == 1
+    data = safetensors.torch.save(
+        {
+            key if alone else f"{place}.{key}": value.contiguous()
+            for place, (_, tensors) in enumerate(members)
+            for key, value in tensors.items()
+        }
+    )
     write_atomically(folder / _TENSORS, data)
     manifest = Manifest(
-        name=name, members=(member,), tensors_sha256=hashlib.sha256(data).hexdigest(), provenance=provenance
+        name=name,
+        members=tuple(member for member, _ in members),
+        combine="single" if alone else "mean",
+        tensors_sha256=hashlib.sha256(data).hexdigest(),
+        provenance=provenance,
     )
     write_manifest(folder, manifest)
     return manifest
@@ -218,8 +289,8 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def load_tensors(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """The model's tensors, after checking that they are the ones that the manifest was written for.
+def load_tensors(folder: Path, manifest: Manifest) -> list[dict[str, Tensor]]:
+    """Each member's tensors, after checking that they are the ones that the manifest was written for.
 
     Raises:
         ArtifactError: the file is missing, damaged or another model's.
@@ -235,7 +306,13 @@ def load_tensors(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
             "copy the model again from where it was saved"
         )
     tensors: dict[str, Tensor] = safetensors.torch.load(data)
-    return tensors
+    if manifest.combine == "single":
+        return [tensors]
+    found: list[dict[str, Tensor]] = [{} for _ in manifest.members]
+    for key, value in tensors.items():
+        place, _, own = key.partition(".")
+        found[int(place)][own] = value
+    return found
 
 
 def _three_digits(value: float | None) -> str:
@@ -244,22 +321,32 @@ def _three_digits(value: float | None) -> str:
 
 def model_card(manifest: Manifest) -> str:
     """The model in words (Markdown)."""
-    member, source = manifest.members[0], manifest.provenance
+    source = manifest.provenance
+    trials = ", ".join(map(str, source.trials))
     lines = [
         f"# {manifest.name}",
         "",
-        f"An anomaly detector chosen by autoad {source.code_version} (search {source.search}, trial {source.trial}).",
+        f"An anomaly detector chosen by autoad {source.code_version} (search {source.search}, "
+        f"trial{'s' if source.members else ''} {trials}).",
         "",
-        f"- algorithm: {member.algorithm} ({member.kind}), pictures resized to "
-        f"{member.image_size[0]} x {member.image_size[1]}",
-        f"- config: {', '.join(f'{key} {value}' for key, value in member.config.items())}",
     ]
-    if member.backbone is not None:
-        backbone = member.backbone
-        lines.append(
-            f"- backbone: {backbone.name}, weights {backbone.weights_sha256[:12]} ({backbone.weights_source}), "
-            f"run by {backbone.engine} in {backbone.precision}"
-        )
+    if manifest.combine == "mean":
+        lines += [
+            f"- ensemble: the mean of {len(manifest.members)} detectors' answers, each in units of what it says of "
+            "good pictures",
+        ]
+    for member in manifest.members:
+        lines += [
+            f"- algorithm: {member.algorithm} ({member.kind}), pictures resized to "
+            f"{member.image_size[0]} x {member.image_size[1]}",
+            f"- config: {', '.join(f'{key} {value}' for key, value in member.config.items())}",
+        ]
+        if member.backbone is not None:
+            backbone = member.backbone
+            lines.append(
+                f"- backbone: {backbone.name}, weights {backbone.weights_sha256[:12]} ({backbone.weights_source}), "
+                f"run by {backbone.engine} in {backbone.precision}"
+            )
     counts = ", ".join(f"{count} {name}" for name, count in source.dataset_counts.items())
     lines += [f"- dataset: {source.dataset_hash[:12]} ({counts})", f"- evidence: {source.evidence}"]
     if manifest.calibration is not None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import statistics
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from autoad.algorithms import Detector, Inputs, Runtime, get_algorithm
+from autoad.algorithms import Detector, Inputs, Runtime, get_algorithm, upsample
 from autoad.data import Picture, decode_image, load_mask, resize_image
 from autoad.errors import ArtifactError, UnreadableImageError, UsageError
 from autoad.evaluation import (
@@ -28,10 +29,13 @@ from autoad.evaluation import (
     score_scale,
 )
 from autoad.features import EnginePool, SharedEngine, as_tensors, find_weights
-from autoad.models.artifact import Calibration, Manifest, Member, load_tensors, read_manifest
+from autoad.models.artifact import Calibration, Manifest, Member, Standard, load_tensors, read_manifest
 from autoad.schema import Region
 
-__all__ = ["Model", "Score"]
+__all__ = ["Answer", "Model", "Part", "Score", "average_answers"]
+
+Answer: TypeAlias = tuple[float, npt.NDArray[np.float32] | None]
+"""Raw score and anomaly map ``[H, W]`` of one picture, before calibration; None for algorithms without a map."""
 
 _CHUNK = 8
 
@@ -56,17 +60,55 @@ class Score:
     regions: list[Region] | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A member at work.
+
+    Attributes:
+        detector: fitted.
+        engine: what runs the backbone; other models may hold the same one. None for algorithms on pixels.
+    """
+
+    detector: Detector
+    engine: SharedEngine | None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pictures that it takes."""
+        return self.detector.needs.image_size
+
+    def measure(self, pixels: npt.NDArray[np.uint8], features: Mapping[int, npt.NDArray[np.float32]]) -> Answer:
+        """What the detector says of one picture.
+
+        The engine may have run several pictures at once, of several models (its features do not depend on the batch);
+        the detector takes one at a time, so that a score is the same to the last bit whatever was asked along with it.
+
+        Args:
+            pixels: ``[H, W, 3]``, at its image size.
+            features: by stage, ``[h, w, C]``; stages that the member does not need are ignored.
+        """
+        needs = self.detector.needs
+        wanted = {stage: features[stage][None] for stage in needs.stages} if needs.backbone is not None else {}
+        inputs = Inputs(needs.image_size, as_tensors(wanted), torch.from_numpy(pixels[None]))
+        prediction = self.detector.predict(inputs)
+        anomaly_map = None if prediction.maps is None else prediction.maps[0].cpu().numpy()
+        return float(prediction.scores[0]), anomaly_map
+
+
 class Model:
     """A saved model, ready to score.
 
     Decoding, resizing, the backbone's engine, the detector with its smoothing, and calibration all happen here and
     nowhere else: what is evaluated, reported and served is what this class computes, one picture at a time.
+
+    Args:
+        manifest: what was saved.
+        parts: its members at work, in the manifest's order.
     """
 
-    def __init__(self, manifest: Manifest, detector: Detector, engine: SharedEngine | None) -> None:
+    def __init__(self, manifest: Manifest, parts: Sequence[Part]) -> None:
         self.manifest = manifest
-        self._detector = detector
-        self._engine = engine
+        self.parts = tuple(parts)
 
     @classmethod
     def load(cls, folder: Path, *, threads: int | None = None, engines: EnginePool | None = None) -> Self:
@@ -83,23 +125,9 @@ class Model:
             WeightsError: the backbone's weights cannot be reached.
         """
         manifest = read_manifest(folder)
-        member = manifest.members[0]
-        if member.device == "cuda" and not torch.cuda.is_available():
-            raise ArtifactError(f"the model {str(folder)!r} was evaluated on a GPU and this machine has none")
-        try:
-            algorithm = get_algorithm(member.algorithm)
-            config = algorithm.Config(**member.config)
-            detector = algorithm(config, seed=member.seed, runtime=Runtime(member.device, member.precision))
-            detector.load_tensors(load_tensors(folder, manifest))
-        except (TypeError, KeyError, UsageError, RuntimeError) as error:
-            raise ArtifactError(
-                f"the saved model {str(folder)!r} does not fit {member.algorithm} of this autoad ({error})"
-            ) from error
-        return cls(
-            manifest,
-            detector,
-            _open_engine(folder, member, EnginePool(threads=threads) if engines is None else engines),
-        )
+        tensors = load_tensors(folder, manifest)
+        pool = EnginePool(threads=threads) if engines is None else engines
+        return cls(manifest, [_load_part(folder, *one, pool) for one in zip(manifest.members, tensors, strict=True)])
 
     @property
     def name(self) -> str:
@@ -107,44 +135,33 @@ class Model:
         return self.manifest.name
 
     def with_manifest(self, manifest: Manifest) -> Self:
-        """The same detector under another manifest (another calibration)."""
-        return type(self)(manifest, self._detector, self._engine)
+        """The same detectors under another manifest (another calibration)."""
+        return type(self)(manifest, self.parts)
 
-    @property
-    def engine(self) -> SharedEngine | None:
-        """What runs the backbone; other models may hold the same one. None for algorithms on pixels."""
-        return self._engine
+    def prepare(self, image: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], ...]:
+        """A decoded picture ``[H, W, 3]`` at the image size of each part."""
+        sizes = {part.image_size for part in self.parts}
+        resized = {size: resize_image(image, size) for size in sizes}
+        return tuple(resized[part.image_size] for part in self.parts)
 
-    def prepare(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """A decoded picture ``[H, W, 3]`` at the model's image size, as the engine and :meth:`measure` want it."""
-        return resize_image(image, self._detector.needs.image_size)
+    def combine(self, answers: Sequence[Answer]) -> Answer:
+        """The model's answer from its members', in their order.
 
-    def measure(
-        self, pixels: npt.NDArray[np.uint8], features: Mapping[int, npt.NDArray[np.float32]]
-    ) -> tuple[float, npt.NDArray[np.float32] | None]:
-        """Raw score and anomaly map of one picture, before calibration.
-
-        The engine may have run several pictures at once, of several models (its features do not depend on the batch);
-        the detector takes one at a time, so that a score is the same to the last bit whatever was asked along with it.
-
-        Args:
-            pixels: ``[H, W, 3]``, prepared.
-            features: by stage, ``[h, w, C]``; stages that the model does not need are ignored.
+        The only member's is taken as it is. Several are averaged in units of their :class:`autoad.models.Standard`;
+        maps, of the members that have one, at the size of the largest.
         """
-        needs = self._detector.needs
-        wanted = {stage: features[stage][None] for stage in needs.stages} if needs.backbone is not None else {}
-        inputs = Inputs(needs.image_size, as_tensors(wanted), torch.from_numpy(pixels[None]))
-        prediction = self._detector.predict(inputs)
-        anomaly_map = None if prediction.maps is None else prediction.maps[0].cpu().numpy()
-        return float(prediction.scores[0]), anomaly_map
+        if self.manifest.combine == "single":
+            return answers[0]
+        return average_answers(answers, [member.standard for member in self.manifest.members if member.standard])
 
-    def judge(self, score: float, anomaly_map: npt.NDArray[np.float32] | None, size: tuple[int, int]) -> Score:
-        """What calibration makes of a raw score and map; ``size`` is the original picture's height and width.
+    def judge(self, answer: Answer, size: tuple[int, int]) -> Score:
+        """What calibration makes of a raw answer; ``size`` is the original picture's height and width.
 
         Raises:
             ArtifactError: the model was saved but never calibrated, or the score is no finite number: a verdict on it
                 would be "normal".
         """
+        score, anomaly_map = answer
         calibration = self.manifest.calibration
         if calibration is None:
             raise ArtifactError(f"the model {self.name!r} was never calibrated; search again to get a finished one")
@@ -161,14 +178,20 @@ class Model:
             regions=regions,
         )
 
-    def predict(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[tuple[float, npt.NDArray[np.float32] | None]]:
+    def predict(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Answer]:
         """Raw score and anomaly map of decoded pictures ``[H, W, 3]``, before calibration."""
-        pixels = np.stack([self.prepare(image) for image in images])
-        features = {} if self._engine is None else self._engine(pixels)
-        return [
-            self.measure(pixels[index], {stage: maps[index] for stage, maps in features.items()})
-            for index in range(len(pixels))
-        ]
+        prepared = [self.prepare(image) for image in images]
+        seen: dict[tuple[int, tuple[int, int]], Mapping[int, npt.NDArray[np.float32]]] = {}
+        answers: list[list[Answer]] = [[] for _ in images]
+        for place, part in enumerate(self.parts):
+            key = id(part.engine), part.image_size
+            if part.engine is not None and key not in seen:
+                seen[key] = part.engine(np.stack([pixels[place] for pixels in prepared]))
+            features = seen.get(key, {})
+            for index, pixels in enumerate(prepared):
+                own = {stage: maps[index] for stage, maps in features.items()}
+                answers[index].append(part.measure(pixels[place], own))
+        return [self.combine(its) for its in answers]
 
     def calibrate(
         self, pictures: Sequence[bytes], rate: float, defects: Sequence[Picture] | None = None
@@ -252,12 +275,10 @@ class Model:
             UnreadableImageError: the bytes of one are no picture; those before it have been scored.
             ArtifactError: the model was saved but never calibrated.
         """
-        for size, (score, anomaly_map) in self._answers(pictures):
-            yield self.judge(score, anomaly_map, size)
+        for size, answer in self._answers(pictures):
+            yield self.judge(answer, size)
 
-    def _answers(
-        self, pictures: Iterable[bytes]
-    ) -> Iterator[tuple[tuple[int, int], tuple[float, npt.NDArray[np.float32] | None]]]:
+    def _answers(self, pictures: Iterable[bytes]) -> Iterator[tuple[tuple[int, int], Answer]]:
         """Original size and raw answer of each picture; one chunk is decoded while the one before it is computed."""
         left = iter(pictures)
         pool = ThreadPoolExecutor(max_workers=2)
@@ -282,6 +303,43 @@ class Model:
             raise failure
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def average_answers(answers: Sequence[Answer], standards: Sequence[Standard]) -> Answer:
+    """The mean of several detectors' answers to one picture, each in units of its standard.
+
+    Maps, of those that have one, are brought to the size of the largest, bilinearly.
+    """
+    score = statistics.fmean(
+        (score - standard.center) / standard.spread for (score, _), standard in zip(answers, standards, strict=True)
+    )
+    maps = [
+        (anomaly_map - np.float32(standard.map_center)) / np.float32(standard.map_spread)
+        for (_, anomaly_map), standard in zip(answers, standards, strict=True)
+        if anomaly_map is not None and standard.map_center is not None and standard.map_spread is not None
+    ]
+    if not maps:
+        return score, None
+    size = max((one.shape for one in maps), key=math.prod)
+    total = np.zeros(size, dtype=np.float32)
+    for one in maps:
+        total += one if one.shape == size else upsample(torch.from_numpy(one[None]), (size[0], size[1]))[0].numpy()
+    return score, total / np.float32(len(maps))
+
+
+def _load_part(folder: Path, member: Member, tensors: dict[str, torch.Tensor], engines: EnginePool) -> Part:
+    if member.device == "cuda" and not torch.cuda.is_available():
+        raise ArtifactError(f"the model {str(folder)!r} was evaluated on a GPU and this machine has none")
+    try:
+        algorithm = get_algorithm(member.algorithm)
+        config = algorithm.Config(**member.config)
+        detector = algorithm(config, seed=member.seed, runtime=Runtime(member.device, member.precision))
+        detector.load_tensors(tensors)
+    except (TypeError, KeyError, UsageError, RuntimeError) as error:
+        raise ArtifactError(
+            f"the saved model {str(folder)!r} does not fit {member.algorithm} of this autoad ({error})"
+        ) from error
+    return Part(detector, _open_engine(folder, member, engines))
 
 
 def _threshold(scores: Sequence[float], rate: float, best: BestF1 | None) -> Threshold:

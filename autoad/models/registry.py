@@ -69,7 +69,7 @@ class Registry:
         if manifest.calibration is None:
             raise ArtifactError(f"{str(folder)!r} was never calibrated, so it cannot be registered; search again")
         source = manifest.provenance
-        known = self.made_of(source.search, source.trial, name, project=project)
+        known = self.made_of(source.search, source.trials, name, project=project)
         if known is not None:
             shutil.rmtree(folder, ignore_errors=True)
             return known
@@ -77,7 +77,7 @@ class Registry:
         files = {file: hashlib.sha256(data).hexdigest() for file, data in contents.items()}
         self._files.upload(project, contents.values())
         with self._tables.new_version(project, name) as (session, number):
-            known = self.made_of(source.search, source.trial, name, project=project)
+            known = self.made_of(source.search, source.trials, name, project=project)
             if known is not None:  # by whoever has taken the search over; the number is given to nobody
                 shutil.rmtree(folder, ignore_errors=True)
                 return known
@@ -85,7 +85,7 @@ class Registry:
                 project=project,
                 name=name,
                 version=number,
-                algorithm=manifest.members[0].algorithm,
+                algorithm=manifest.algorithm,
                 files=files,
                 size=sum(map(len, contents.values())),
                 manifest=manifest.model_dump(mode="json"),
@@ -99,11 +99,15 @@ class Registry:
             self._files.take(folder, project, name, number)
         return self._entry(row, self._tables.route(project, name))
 
-    def made_of(self, search: str, trial: int, name: str, *, project: str | None = None) -> ModelVersionEntry | None:
-        """The version of a model that a search has already made of a trial; None if it has not."""
+    def made_of(
+        self, search: str, trials: Sequence[int], name: str, *, project: str | None = None
+    ) -> ModelVersionEntry | None:
+        """The version of a model that a search has already made of a trial, or of several; None if it has not."""
         project = project or self._default_project
-        row = self._tables.of_trial(project, name, search, trial)
-        return None if row is None else self._entry(row, self._tables.route(project, name))
+        for row in self._tables.of_trial(project, name, search, trials[0]):
+            if (row.manifest["provenance"].get("members") or [row.trial]) == list(trials):
+                return self._entry(row, self._tables.route(project, name))
+        return None
 
     def has(self, name: str, project: str | None = None) -> bool:
         """Whether there is a version of that model."""

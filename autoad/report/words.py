@@ -135,20 +135,25 @@ def _which(material: Material, champion: Champion) -> str:
     seen = f"{roles['good']} good and {roles['defective']} defective pictures that the search never saw"
     if test.image_auroc is None:
         return (
-            f"Use {champion.algorithm} (trial {champion.trial}); how good it is cannot be said, for there were "
-            f"only {seen}."
+            f"Use {champion.algorithm} ({champion.origin}); how good it is cannot be said, for there were only {seen}."
         )
     bounds = ""
     if test.image_auroc_low is not None and test.image_auroc_high is not None:
         bounds = f" (95 % interval {test.image_auroc_low:.3f} to {test.image_auroc_high:.3f})"
     return (
-        f"Use {champion.algorithm} (trial {champion.trial}): on {seen} it reached an image AUROC of "
+        f"Use {champion.algorithm} ({champion.origin}): on {seen} it reached an image AUROC of "
         f"{test.image_auroc:.3f}{bounds}, which is how often a defective picture scores above a good one."
     )
 
 
 def _chosen(choice: Choice, champion: Champion) -> str:
-    if choice.trial != choice.best:
+    if choice.members:
+        why = (
+            "It is the mean of what these trials say, chosen because it is better on the selection pictures than trial "
+            f"{choice.best}, the best alone, by more than chance ({-choice.behind:.3f} in image AUROC, standard error "
+            f"{choice.error:.3f})"
+        )
+    elif choice.trial != choice.best:
         why = (
             f"It was chosen because it is faster than trial {choice.best}, the best on the selection pictures, and no "
             f"worse by more than chance ({choice.behind:.3f} in image AUROC, standard error {choice.error:.3f})"
@@ -162,10 +167,10 @@ def _chosen(choice: Choice, champion: Champion) -> str:
         why = "It was chosen as the best on the selection pictures by more than chance"
     if choice.divisions > 1:
         why += f" (close trials were judged on {choice.divisions} divisions of the good pictures)"
-    return (
-        f"{why}; had these pictures been drawn again, it would have been the best in {choice.wins:.0%} of all cases, "
-        f"and a trial of {champion.algorithm} in {choice.algorithm_wins:.0%}."
-    )
+    sure = f"had these pictures been drawn again, it would have been the best in {choice.wins:.0%} of all cases"
+    if not choice.members:
+        sure += f", and a trial of {champion.algorithm} in {choice.algorithm_wins:.0%}"
+    return f"{why}; {sure}."
 
 
 def _beside(champion: Champion) -> str:

@@ -43,6 +43,7 @@ from autoad.schema.models import (
 from autoad.schema.searches import (
     METRIC_NAMES,
     Champion,
+    ChampionMember,
     Choice,
     DatasetSummary,
     Difference,
@@ -56,6 +57,7 @@ from autoad.schema.searches import (
     TestMetrics,
     TrialRow,
     TrialStatus,
+    join_algorithms,
 )
 from autoad.schema.submissions import (
     EventKind,
@@ -76,6 +78,7 @@ __all__ = [
     "PACK_BYTES",
     "THRESHOLD_METHODS",
     "Champion",
+    "ChampionMember",
     "Choice",
     "DatasetEntry",
     "DatasetPage",
@@ -133,5 +136,6 @@ __all__ = [
     "UploadEntry",
     "UploadRequest",
     "describe_rate",
+    "join_algorithms",
     "parse_duration",
 ]

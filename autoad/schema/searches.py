@@ -6,6 +6,7 @@ A metric is a fraction between 0 and 1, or None where it cannot be computed (one
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field
@@ -16,6 +17,7 @@ from autoad.schema.thresholds import ThresholdMethod
 __all__ = [
     "METRIC_NAMES",
     "Champion",
+    "ChampionMember",
     "Choice",
     "DatasetSummary",
     "Difference",
@@ -29,6 +31,7 @@ __all__ = [
     "TestMetrics",
     "TrialRow",
     "TrialStatus",
+    "join_algorithms",
 ]
 
 Evidence = Literal["labelled", "both", "synthetic"]
@@ -160,17 +163,18 @@ class Choice(Record):
     """Why the search chose the trial that became its champion, and how sure that is.
 
     Attributes:
-        trial: the chosen one.
+        trial: the chosen one; of an ensemble its first member.
         labelled_weight: how much labelled defects counted beside synthetic ones, from 0 to 1.
         best: trial with the highest objective.
-        behind: by how much the chosen one's is lower.
+        behind: by how much the chosen one's is lower; an ensemble's is higher, so that this is negative.
         error: standard error of that difference (stratified bootstrap of the selection pictures).
         tied: trials that are no worse than the best by more than one standard error, nor by more than .01, the chosen
-            one among them; the fastest of them was chosen.
+            one among them; the fastest of them was chosen. Empty where an ensemble was.
         wins: share of the bootstrap draws in which the chosen one is the best.
-        algorithm_wins: share in which a trial of its algorithm is.
+        algorithm_wins: share in which a trial of its algorithm is (or the same ensemble again).
         divisions: of the good pictures into train and selection that close trials were judged on; where there were
             several, all but ``labelled_weight`` is of the mean over them.
+        members: trials of the ensemble that was chosen; empty where a single trial was.
     """
 
     trial: int
@@ -182,12 +186,35 @@ class Choice(Record):
     wins: float
     algorithm_wins: float
     divisions: int = 1
+    members: list[int] = Field(default_factory=list)
+
+    @property
+    def trials(self) -> list[int]:
+        """The chosen trials."""
+        return self.members or [self.trial]
+
+
+class ChampionMember(Record):
+    """One detector of an ensemble."""
+
+    trial: int
+    algorithm: str
+    config: dict[str, Any]
+
+
+def join_algorithms(names: Iterable[str]) -> str:
+    """What an ensemble of these algorithms is called; one name stays as it is."""
+    return " + ".join(names)
 
 
 class Champion(Record):
     """The model that a search chose, refitted and calibrated.
 
     Attributes:
+        trial: of which it was made; of an ensemble its first member.
+        algorithm: its algorithm, of an ensemble those of all members, joined by a plus.
+        config: hyperparameters; of an ensemble those of its first member.
+        members: of an ensemble, its detectors; empty for a single one.
         validation: what it was chosen by; from the trial, before the refit.
         test: of the saved model, on pictures that the search never saw.
         default_patchcore: the untuned default on the same pictures.
@@ -211,6 +238,7 @@ class Champion(Record):
     trial: int
     algorithm: str
     config: dict[str, Any]
+    members: list[ChampionMember] = Field(default_factory=list)
     validation: Metrics
     test: TestMetrics
     default_patchcore: TestMetrics | None
@@ -227,6 +255,16 @@ class Champion(Record):
     model: str
     name: str | None = None
     version: int | None = None
+
+    @property
+    def trials(self) -> list[int]:
+        """The trials that it was made of."""
+        return [member.trial for member in self.members] or [self.trial]
+
+    @property
+    def origin(self) -> str:
+        """``trial 3``, or ``trials 3, 7``."""
+        return f"trial{'s' if self.members else ''} {', '.join(map(str, self.trials))}"
 
     @property
     def address(self) -> str:

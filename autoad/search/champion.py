@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import autoad
-from autoad.algorithms import Detector, Prediction, get_algorithm
+from autoad.algorithms import Detector, Prediction
 from autoad.data import Dataset, Picture, Roles, load_mask
 from autoad.errors import ArtifactError, TrialError, is_full
 from autoad.evaluation import (
@@ -30,7 +30,7 @@ from autoad.evaluation import (
     known_pixels,
     paired_difference,
 )
-from autoad.features import EngineChoice, FeatureStore, find_weights
+from autoad.features import EngineChoice, find_weights
 from autoad.models import (
     ArtifactMetrics,
     Backbone,
@@ -38,6 +38,7 @@ from autoad.models import (
     Member,
     Model,
     Provenance,
+    Standard,
     read_manifest,
     save_model,
     write_manifest,
@@ -45,13 +46,24 @@ from autoad.models import (
 from autoad.models.parity import choose_parity, write_parity
 from autoad.models.registry import Registry
 from autoad.models.speed import measure_speed
-from autoad.schema import Champion, Difference, Evidence, ModelVersionEntry, TestMetrics, ThresholdMethod, TrialRow
+from autoad.schema import (
+    Champion,
+    ChampionMember,
+    Difference,
+    Evidence,
+    ModelVersionEntry,
+    TestMetrics,
+    ThresholdMethod,
+    TrialRow,
+)
+from autoad.search.candidate import Candidate
 from autoad.search.choice import Limits
+from autoad.search.ensemble import standardize
 from autoad.search.final_scores import FinalScore, write_final_scores
 from autoad.search.sweep import EVALUATION_SIZE, evaluation_maps
-from autoad.search.trial import TrialTask, load_inputs
+from autoad.search.trial import TrialTask, fit_trial
 
-__all__ = ["RefitError", "finish_champion", "fit_model", "save_detector"]
+__all__ = ["RefitError", "finish_champion", "fit_model", "save_detectors"]
 
 _DEFAULT_PATCHCORE = "patchcore"
 _SPEED_PICTURES = 32
@@ -84,39 +96,59 @@ class _Tested:
 def fit_model(
     folder: Path,
     name: str,
-    row: TrialRow,
+    candidate: Candidate,
     task: TrialTask,
     pictures: Sequence[Picture],
     provenance: Provenance,
     *,
     threads: int,
+    standards: Sequence[Standard] = (),
 ) -> Model:
-    """Fit a trial's configuration on ``pictures``, save it in ``folder`` and load it from there.
-
-    Algorithms that train do so for as many epochs as the trial did.
-    """
-    algorithm = get_algorithm(row.algorithm)
-    config = algorithm.Config(**row.config | ({"epochs": row.epochs_done} if algorithm.iterative else {}))
-    detector = algorithm(config, seed=task.seed, runtime=task.runtime)
-    inputs = load_inputs(FeatureStore(task.features_dir), pictures, detector.needs, task.engine, threads=threads)
-    for _ in detector.fit(inputs):
-        pass
-    save_detector(folder, name, detector, task.engine, provenance)
-    return Model.load(folder, threads=threads)
-
-
-def save_detector(
-    folder: Path, name: str, detector: Detector, engine: EngineChoice, provenance: Provenance
-) -> Manifest:
-    """Save a fitted detector with all that scoring by it takes, not calibrated yet.
+    """Fit a candidate's trials on ``pictures``, save them as one model in ``folder`` and load it from there.
 
     Args:
         folder: of the model.
         name: of the model.
-        detector: that was fitted.
-        engine: which ran the backbone over the pictures that it was fitted on.
+        candidate: one trial, or an ensemble.
+        task: what the trials shared.
+        pictures: good ones.
         provenance: where it comes from.
+        threads: CPU threads.
+        standards: of an ensemble, one for each trial.
     """
+    detectors = [fit_trial(row, task, pictures, threads=threads) for row in candidate.rows]
+    save_detectors(folder, name, detectors, task.engine, provenance, standards=standards)
+    return Model.load(folder, threads=threads)
+
+
+def save_detectors(
+    folder: Path,
+    name: str,
+    detectors: Sequence[Detector],
+    engine: EngineChoice,
+    provenance: Provenance,
+    *,
+    standards: Sequence[Standard] = (),
+) -> Manifest:
+    """Save fitted detectors as one model, with all that scoring by it takes, not calibrated yet.
+
+    Args:
+        folder: of the model.
+        name: of the model.
+        detectors: that were fitted.
+        engine: which ran the backbones over the pictures that they were fitted on.
+        provenance: where it comes from.
+        standards: of several detectors, one for each.
+    """
+    units: Sequence[Standard | None] = standards or [None] * len(detectors)
+    members = [
+        (_member(detector, engine, standard), detector.tensors())
+        for detector, standard in zip(detectors, units, strict=True)
+    ]
+    return save_model(folder, name, members, provenance)
+
+
+def _member(detector: Detector, engine: EngineChoice, standard: Standard | None) -> Member:
     needs, backbone = detector.needs, None
     if needs.backbone is not None:
         weights = find_weights(needs.backbone)
@@ -130,7 +162,7 @@ def save_detector(
             engine=engine.name,
             precision=engine.precision,
         )
-    member = Member(
+    return Member(
         algorithm=detector.name,
         kind=detector.kind,
         config=dataclasses.asdict(detector.config),
@@ -139,8 +171,8 @@ def save_detector(
         device="cuda" if detector.runtime.device.startswith("cuda") else "cpu",
         precision=detector.runtime.precision,
         backbone=backbone,
+        standard=standard,
     )
-    return save_model(folder, name, member, detector.tensors(), provenance)
 
 
 def _test(model: Model, calibration_scores: _Scores, pictures: Sequence[Picture], seed: int) -> _Tested:
@@ -196,7 +228,7 @@ def _final_scores(name: Literal["champion", "default_patchcore"], tested: _Teste
 
 
 def finish_champion(
-    row: TrialRow,
+    candidate: Candidate,
     task: TrialTask,
     roles: Roles,
     dataset: Dataset,
@@ -215,14 +247,14 @@ def finish_champion(
     say: Callable[[str], None],
     note: Callable[[str], None],
 ) -> Champion:
-    """Refit, save, calibrate and test the best trial, beside the untuned default PatchCore.
+    """Refit, save, calibrate and test the best trial or ensemble, beside the untuned default PatchCore.
 
-    The finished model becomes the next version of ``name``. One that this search has already made of this trial is
-    taken as it is: its process was killed between registering it and the last word to the database.
+    The finished model becomes the next version of ``name``. One that this search has already made of the same is taken
+    as it is: its process was killed between registering it and the last word to the database.
 
     Args:
-        row: the trial that won.
-        task: what the trials shared.
+        candidate: what won.
+        task: what the trials shared, with the selection pictures that ranked them.
         roles: the dataset's roles; the test role is used here and nowhere else in a search.
         dataset: for the record.
         name: of the model whose next version it becomes.
@@ -240,17 +272,18 @@ def finish_champion(
         note: told what should be kept with the result.
 
     Raises:
-        RefitError: the trial's configuration does not work on these pictures, or its model exceeds the limits; the
-            test pictures have not been looked at then.
+        RefitError: a trial's configuration does not work on these pictures, or the model exceeds the limits; the test
+            pictures have not been looked at then.
     """
-    made = registry.made_of(search, row.trial, name)
+    made = registry.made_of(search, candidate.trials, name)
     if made is not None:
-        say(f"trial {row.trial} ({row.algorithm}) has already been finished as {name}/{made.version}")
-        return _champion(row, made, registry.open(name, made.version))
+        say(f"{candidate} has already been finished as {name}/{made.version}")
+        return _champion(candidate, made, registry.open(name, made.version))
     provenance = Provenance(
         code_version=autoad.__version__,
         search=search,
-        trial=row.trial,
+        trial=candidate.trial,
+        members=candidate.trials if candidate.is_ensemble else (),
         dataset_hash=dataset.hash,
         dataset_counts=dataset.counts(),
         evidence=evidence,
@@ -262,13 +295,19 @@ def finish_champion(
         defects = [picture for picture in roles.selection if not picture.is_normal and not picture.synthetic]
     scratch = scratch_dir / f".{search}-{time.time_ns()}"
     try:
-        say(f"refitting {row.algorithm} (trial {row.trial}) on {len(normals)} good pictures")
+        say(f"refitting {candidate} on {len(normals)} good pictures")
+        standards: list[Standard] = []
+        validation = candidate.rows[0].validation
         try:
-            model = fit_model(scratch / "champion", name, row, task, normals, provenance, threads=threads)
+            if candidate.is_ensemble:
+                standards, validation = standardize(candidate, task, threads=threads)
+            model = fit_model(
+                scratch / "champion", name, candidate, task, normals, provenance, threads=threads, standards=standards
+            )
         except Exception as error:
             if is_full(error):  # every other trial would meet the same disk
                 raise
-            raise RefitError(f"trial {row.trial} ({row.algorithm}) could not be refitted: {error}") from error
+            raise RefitError(f"{candidate} could not be refitted: {error}") from error
         model, _, scores = model.calibrate(calibration, rate, defects)
         write_manifest(scratch / "champion", model.manifest)
         say("measuring its speed")
@@ -279,25 +318,30 @@ def finish_champion(
             )
         except ArtifactError as error:
             if limits != Limits():
-                raise RefitError(
-                    f"trial {row.trial} ({row.algorithm}) cannot be held against {limits}: {error}"
-                ) from error
+                raise RefitError(f"{candidate} cannot be held against {limits}: {error}") from error
             note(str(error))
         else:
             refusal = limits.refusal(latency_ms=speed.latency_ms, memory_mb=speed.peak_memory_mb)
             if refusal:
-                raise RefitError(f"trial {row.trial} ({row.algorithm}) is no champion: it {refusal}")
+                raise RefitError(f"{candidate} is no champion: it {refusal}")
         say("recording what it says of pictures that whoever deploys it can compare with")
         write_parity(scratch / "champion", model, choose_parity(roles.selection, roles.calibration))
         say(f"testing on {len(roles.test)} pictures that the search never saw")
         champion = _test(model, scores, roles.test, task.seed)
         default: _Tested | None = champion
-        if row.algorithm != _DEFAULT_PATCHCORE or row.config != json.loads(json.dumps(default_config)):
+        config = candidate.rows[0].config
+        if candidate.algorithm != _DEFAULT_PATCHCORE or config != json.loads(json.dumps(default_config)):
             say("testing the untuned default PatchCore beside it")
             default_row = TrialRow(trial=-1, algorithm=_DEFAULT_PATCHCORE, config=default_config, status="complete")
             try:
                 reference = fit_model(
-                    scratch / "default", "default-patchcore", default_row, task, normals, provenance, threads=threads
+                    scratch / "default",
+                    "default-patchcore",
+                    Candidate((default_row,)),
+                    task,
+                    normals,
+                    provenance,
+                    threads=threads,
                 )
                 reference, _, scores = reference.calibrate(calibration, rate, defects)
                 default = _test(reference, scores, roles.test, task.seed)
@@ -309,7 +353,7 @@ def finish_champion(
         if default and (compared := paired_difference(champion.scores, default.scores, labels, seed=task.seed)):
             difference = Difference(image_auroc=compared[0], low=compared[1], high=compared[2])
         metrics = ArtifactMetrics(
-            validation=row.validation,
+            validation=validation,
             test=champion.metrics,
             default_patchcore=default.metrics if default else None,
             difference=difference,
@@ -320,21 +364,26 @@ def finish_champion(
         kept = _final_scores("champion", champion, roles)
         write_final_scores(scores_file, kept + (_final_scores("default_patchcore", default, roles) if default else []))
         made = registry.register(scratch / "champion", name)
-        return _champion(row, made, registry.open(name, made.version))
+        return _champion(candidate, made, registry.open(name, made.version))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _champion(row: TrialRow, version: ModelVersionEntry, folder: Path) -> Champion:
+def _champion(candidate: Candidate, version: ModelVersionEntry, folder: Path) -> Champion:
     """What a search says of the version that it has made."""
     manifest = read_manifest(folder)
     calibration, metrics = manifest.calibration, manifest.metrics
     if calibration is None or metrics is None:
         raise ArtifactError(f"the model {str(folder)!r} must have been calibrated and tested; search again")
     return Champion(
-        trial=row.trial,
-        algorithm=row.algorithm,
-        config=row.config,
+        trial=candidate.trial,
+        algorithm=candidate.algorithm,
+        config=candidate.rows[0].config,
+        members=[
+            ChampionMember(trial=row.trial, algorithm=row.algorithm, config=row.config)
+            for row in candidate.rows
+            if candidate.is_ensemble
+        ],
         validation=metrics.validation,
         test=metrics.test,
         default_patchcore=metrics.default_patchcore,

@@ -1,4 +1,4 @@
-"""Which finished trial becomes the champion: of those that tie with the best, the fastest."""
+"""What becomes the champion: of the trials that tie with the best, the fastest; or a clearly better ensemble."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from autoad.data import Picture
 from autoad.evaluation import Comparison, compare_trials
 from autoad.schema import Choice, Objective, TrialRow
+from autoad.search.candidate import Candidate
+from autoad.search.ensemble import join_scores, top_trials
 from autoad.search.finalists import Division
 from autoad.search.selection_scores import SelectionScores
 
@@ -63,12 +66,14 @@ def choose_trial(
     limits: Limits,
     *,
     seed: int,
+    ensemble_seconds: float | None = None,
     judge_again: Callable[[Sequence[TrialRow]], Sequence[Division]] | None = None,
-) -> tuple[list[TrialRow], Choice | None]:
-    """Order the finished trials, the chosen one first.
+) -> tuple[list[Candidate], Choice | None]:
+    """Order what may become the champion, the chosen one first.
 
     A trial that is worse than the best by no more than one standard error of the difference, and by no more than .01,
-    ties with it. Of those the fastest is chosen; of those about as fast as it, the best.
+    ties with it. Of those the fastest is chosen; of those about as fast as it, the best. But an ensemble of the best
+    trials of two or three algorithms is chosen where it is better than the best trial by more than one standard error.
 
     Args:
         rows: of the search, best first.
@@ -78,24 +83,27 @@ def choose_trial(
         weight: of labelled defects beside synthetic ones.
         limits: trials beyond them are left out.
         seed: of the bootstrap.
+        ensemble_seconds: that fitting an ensemble's trials twice more may take, by what they took; None for any.
         judge_again: given the trials that are worse than the best by no more than one standard error, best first, what
             they say of other divisions of the good pictures; those that all of them have scores of then go on alone.
 
     Returns:
-        The finished trials in the order in which they should be tried as champions, and why the first is; None where
-        trials were ranked by another metric than image AUROC, and then they are as they were.
+        The finished trials in the order in which they should be tried as champions, an ensemble before them if it was
+        chosen, and why the first is; None where trials were ranked by another metric than image AUROC, and then they
+        are as they were.
     """
     finished = [
         row
         for row in rows
         if row.status == "complete" and not limits.refusal(latency_ms=row.latency_ms, memory_mb=row.model_mb)
     ]
+    alone = [Candidate((row,)) for row in finished]
     if objective != "image_auroc" or not finished:
-        return finished, None
+        return alone, None
     scores = kept.read((row.trial for row in finished[:_MOST_COMPARED]), len(selection))
     compared = [row for row in finished if row.trial in scores]
     if finished[0].trial not in scores:
-        return finished, None
+        return alone, None
     divisions = [Division(tuple(selection), scores)]
     found = _compare(compared, divisions, weight, seed)
     close = [compared[place] for place in np.argsort(-found.quality, kind="stable") if found.tied[place]]
@@ -104,6 +112,9 @@ def choose_trial(
         if len(finalists) > 1:
             compared, divisions = finalists, [*divisions, *others]
             found = _compare(compared, divisions, weight, seed)
+    joined = _ensemble(compared, divisions, found, limits, ensemble_seconds, weight, seed)
+    if joined is not None:
+        return [joined[0], *alone], joined[1]
     tied = [place for place in range(len(compared)) if found.tied[place] and found.behind[place] <= _AS_GOOD]
     fastest = min(_cost(compared[place]) for place in tied)
     as_fast = [place for place in tied if _cost(compared[place]) <= _AS_FAST * fastest]
@@ -120,13 +131,73 @@ def choose_trial(
         algorithm_wins=float(sum(found.wins[i] for i, one in enumerate(compared) if one.algorithm == row.algorithm)),
         divisions=len(divisions),
     )
-    return [row, *(other for other in finished if other is not row)], choice
+    chosen_first = sorted(alone, key=lambda one: one.trial != row.trial)
+    return chosen_first, choice
 
 
-def _compare(rows: Sequence[TrialRow], divisions: Sequence[Division], weight: float, seed: int) -> Comparison:
+def _ensemble(
+    rows: Sequence[TrialRow],
+    divisions: Sequence[Division],
+    found: Comparison,
+    limits: Limits,
+    seconds: float | None,
+    weight: float,
+    seed: int,
+) -> tuple[Candidate, Choice] | None:
+    """The ensemble that is better than the best trial by more than one standard error, if there is one."""
+    best_first = [rows[place] for place in np.argsort(-found.quality, kind="stable")]
+    considered: list[Candidate] = []
+    scores: list[npt.NDArray[np.floating]] = []
+    for candidate in top_trials(best_first):
+        parts = [
+            join_scores(
+                [division.scores[trial] for trial in candidate.trials],
+                np.array([picture.is_normal for picture in division.selection]),
+            )
+            for division in divisions
+        ]
+        whole = [part for part in parts if part is not None]
+        costly = limits.refusal(latency_ms=candidate.latency_ms, memory_mb=candidate.model_mb) is not None
+        if seconds is not None:
+            costly |= 2 * sum(row.seconds or 0.0 for row in candidate.rows) > seconds
+        if not costly and len(whole) == len(parts):
+            considered.append(candidate)
+            scores.append(np.concatenate(whole))
+    if not considered:
+        return None
+    both = _compare(rows, divisions, weight, seed, beside=scores)
+    place = both.best - len(rows)
+    if place < 0 or both.behind[found.best] <= both.error[found.best]:
+        return None
+    candidate = considered[place]
+    choice = Choice(
+        trial=candidate.trial,
+        labelled_weight=weight,
+        best=rows[found.best].trial,
+        behind=-float(both.behind[found.best]),
+        error=float(both.error[found.best]),
+        tied=[],
+        wins=float(both.wins[both.best]),
+        algorithm_wins=float(both.wins[both.best]),
+        divisions=len(divisions),
+        members=list(candidate.trials),
+    )
+    return candidate, choice
+
+
+def _compare(
+    rows: Sequence[TrialRow],
+    divisions: Sequence[Division],
+    weight: float,
+    seed: int,
+    *,
+    beside: Sequence[npt.NDArray[np.floating]] = (),
+) -> Comparison:
+    """Compare trials, and scores of what is no trial after them."""
     pictures = [picture for division in divisions for picture in division.selection]
+    of_rows = [np.concatenate([division.scores[row.trial] for division in divisions]) for row in rows]
     return compare_trials(
-        np.stack([np.concatenate([division.scores[row.trial] for division in divisions]) for row in rows]),
+        np.stack([*of_rows, *beside]),
         [picture.label for picture in pictures],
         np.array([picture.synthetic for picture in pictures]),
         weight,

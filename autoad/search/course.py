@@ -18,9 +18,10 @@ from autoad.database import Database
 from autoad.errors import UsageError
 from autoad.features import FeatureStore
 from autoad.models.registry import Registry
-from autoad.schema import Champion, SearchResult, TrialRow
+from autoad.schema import Champion, SearchResult
 from autoad.search.aside import set_aside
 from autoad.search.budget import TRIALS_SHARE, Budget
+from autoad.search.candidate import Candidate
 from autoad.search.champion import RefitError, finish_champion
 from autoad.search.choice import Limits, choose_trial
 from autoad.search.cluster import LocalWorkers, Workers, join_ray, local_ray
@@ -49,6 +50,9 @@ _ATTEMPTS = 5
 
 _FINALISTS_SHARE = 0.07
 """Of a search's time, what trials that tie may be judged again for."""
+
+_ENSEMBLE_SHARE = 0.1
+"""Of a search's time, what fitting the trials of an ensemble twice more may take."""
 
 __all__ = ["carry_out"]
 
@@ -106,10 +110,11 @@ def carry_out(
             plan.labelled_weight,
             plan.limits,
             seed=plan.request.seed,
+            ensemble_seconds=_share(_ENSEMBLE_SHARE, plan.request, lease.spent),
             judge_again=Finalists(
                 _task(plan, selection, settings),
                 folder,
-                _seconds_for_finalists(plan.request, lease.spent),
+                _share(_FINALISTS_SHARE, plan.request, lease.spent),
                 os.cpu_count() or 1,
                 listener.say,
             ).judge_again,
@@ -117,14 +122,16 @@ def carry_out(
         if not finished and any(row.status == "complete" for row in rows):
             notes.append(f"no finished trial keeps to {plan.limits}")
         try:
-            champion = _champion(plan, finished, summary, Registry(database, settings), settings, listener, notes)
+            champion = _champion(
+                plan, finished, selection, summary, Registry(database, settings), settings, listener, notes
+            )
         except KeyboardInterrupt:
             interrupted = True
     status: Literal["interrupted", "failed", "complete"]
     status = "interrupted" if interrupted else "failed" if champion is None else "complete"
     seconds = round(lease.spent, 1)
-    if champion is None or (choice is not None and choice.trial != champion.trial):
-        choice = None  # another trial had to take its place, which the notes explain
+    if champion is None or (choice is not None and choice.trials != champion.trials):
+        choice = None  # another had to take its place, which the notes explain
     result = summary.model_copy(
         update={"status": status, "seconds": seconds, "notes": notes, "champion": champion, "choice": choice}
     )
@@ -176,11 +183,11 @@ def _budget(request: SearchRequest, spent: float) -> Budget:
     return Budget(trials, seconds, 1, request.patience, request.trial_timeout, before=spent)
 
 
-def _seconds_for_finalists(request: SearchRequest, spent: float) -> float | None:
-    """What judging trials again may take; None where the clock must decide nothing."""
+def _share(share: float, request: SearchRequest, spent: float) -> float | None:
+    """Seconds that are this share of a search's time; None where the clock must decide nothing."""
     if request.deterministic:
         return None
-    return _FINALISTS_SHARE * (spent if request.seconds is None else request.seconds)
+    return share * (spent if request.seconds is None else request.seconds)
 
 
 def _memory(task: TrialTask, algorithm: str, config: Mapping[str, Any]) -> int:
@@ -269,14 +276,15 @@ def _run_trials(
 
 def _champion(
     plan: Plan,
-    finished: Sequence[TrialRow],
+    finished: Sequence[Candidate],
+    selection: Sequence[Picture],
     summary: SearchResult,
     registry: Registry,
     settings: Settings,
     listener: SearchListener,
     notes: list[str],
 ) -> Champion | None:
-    """The chosen trial's finished model; one that cannot be fitted again, or costs too much, makes way for the next.
+    """The chosen one's finished model; one that cannot be fitted again, or costs too much, makes way for the next.
 
     Returns:
         None if no trial was completed, or none of the first could be finished.
@@ -286,11 +294,11 @@ def _champion(
         notes.append(text)
         listener.say(text)
 
-    for row in finished if plan.limits == Limits() else finished[:_ATTEMPTS]:
+    for candidate in finished if plan.limits == Limits() else finished[:_ATTEMPTS]:
         try:
             return finish_champion(
-                row,
-                _task(plan, plan.roles.selection, settings),
+                candidate,
+                _task(plan, selection, settings),
                 plan.roles,
                 plan.dataset,
                 name=plan.request.model or usable_name(summary.name),

@@ -19,12 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from autoad.algorithms import get_algorithm
 from autoad.data import Picture, draw_defects
 from autoad.errors import AutoADError, is_full
 from autoad.features import FeatureStore
 from autoad.schema import TrialRow
-from autoad.search.trial import TrialTask, load_inputs
+from autoad.search.trial import TrialTask, fit_trial, load_inputs
 
 __all__ = ["Division", "Finalists", "other_divisions"]
 
@@ -129,12 +128,9 @@ class Finalists:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _score(self, row: TrialRow, train: Sequence[Picture], selection: Sequence[Picture]) -> npt.NDArray[np.float32]:
-        task, algorithm = self.task, get_algorithm(row.algorithm)
-        config = algorithm.Config(**row.config | ({"epochs": row.epochs_done} if algorithm.iterative else {}))
-        detector = algorithm(config, seed=task.seed, runtime=task.runtime)
+        task = self.task
+        detector = fit_trial(row, task, train, threads=self.threads)
         store = FeatureStore(task.features_dir)
-        for _ in detector.fit(load_inputs(store, train, detector.needs, task.engine, threads=self.threads)):
-            pass
         inputs = load_inputs(store, selection, detector.needs, task.engine, threads=self.threads)
         parts = [detector.measure(part, (detector.config,)) for part in inputs.batches(_BATCH)]
         found = torch.cat([detector.finish(part, detector.config, maps=False).scores for part in parts])

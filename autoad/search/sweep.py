@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoad.algorithms import Detector, Inputs, Prediction
-from autoad.algorithms._maps import upsample
+from autoad.algorithms import Detector, Inputs, Prediction, upsample
 from autoad.data import Picture, load_mask
 from autoad.errors import TrialError
 from autoad.evaluation import compute_metrics, image_metrics
@@ -175,7 +174,7 @@ class Judge:
         validation = chosen.validation
         exact = chosen.objective >= exact_above and validation.aupro is not None
         if exact:
-            validation = self._metrics(chosen.scores, chosen.maps, exact=True)
+            validation = self.metrics(chosen.scores, chosen.maps, exact=True)
         return Verdict(
             detector=detector.reconfigured(**chosen.variant.values) if chosen.variant.values else detector,
             swept=chosen.variant.values,
@@ -191,14 +190,19 @@ class Judge:
         scores, maps = prediction.scores.numpy(), evaluation_maps(prediction)
         if not np.isfinite(scores).all():
             raise TrialError("the detector gave scores that are not finite")
-        validation = self._metrics(scores, maps, exact=False)
+        validation = self.metrics(scores, maps, exact=False)
         by_kind = self._by_kind(scores)
         objective = objective_value(validation, by_kind, self._objective, self._weight)
         return _Measured(variant, objective, validation, by_kind, scores, maps)
 
-    def _metrics(
-        self, scores: npt.NDArray[np.float32], maps: npt.NDArray[np.float32] | None, *, exact: bool
-    ) -> Metrics:
+    def metrics(self, scores: npt.NDArray[np.float32], maps: npt.NDArray[np.float32] | None, *, exact: bool) -> Metrics:
+        """Metrics of the selection pictures' scores ``[N]`` and maps ``[N, 256, 256]``.
+
+        Args:
+            scores: raw.
+            maps: None for algorithms without maps.
+            exact: whether pixel metrics are exact, or from a histogram.
+        """
         rows = self._measured
         return compute_metrics(
             scores[rows], self._labels, None if maps is None else maps[rows], self._masks, exact=exact

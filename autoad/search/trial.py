@@ -15,11 +15,11 @@ import numpy.typing as npt
 from autoad.algorithms import Detector, Inputs, Needs, Precision, Runtime, get_algorithm
 from autoad.data import Picture
 from autoad.features import EngineChoice, FeatureStore, as_tensors, create_engine
-from autoad.schema import Metrics, Objective
+from autoad.schema import Metrics, Objective, TrialRow
 from autoad.search.memory import MemoryGuard, copied_bytes, predict_memory, release_free_memory
 from autoad.search.sweep import Judge
 
-__all__ = ["RUNGS", "TrialReport", "TrialTask", "TrialWorker", "load_inputs"]
+__all__ = ["RUNGS", "TrialReport", "TrialTask", "TrialWorker", "fit_trial", "load_inputs"]
 
 RUNGS = frozenset({3, 9, 27, 81, 243})
 """Epochs after which a trial that trains is evaluated."""
@@ -111,6 +111,24 @@ def load_inputs(
     if images is not None:
         images = images.permute(0, 2, 3, 1)
     return Inputs(needs.image_size, features, images)
+
+
+def fit_trial(row: TrialRow, task: TrialTask, pictures: Sequence[Picture], *, threads: int) -> Detector:
+    """A finished trial's detector, fitted on other pictures; what trains does so for as many epochs as the trial did.
+
+    Args:
+        row: the trial.
+        task: what the trials shared.
+        pictures: good ones.
+        threads: CPU threads of the backbone.
+    """
+    algorithm = get_algorithm(row.algorithm)
+    config = algorithm.Config(**row.config | ({"epochs": row.epochs_done} if algorithm.iterative else {}))
+    detector = algorithm(config, seed=task.seed, runtime=task.runtime)
+    store = FeatureStore(task.features_dir)
+    for _ in detector.fit(load_inputs(store, pictures, detector.needs, task.engine, threads=threads)):
+        pass
+    return detector
 
 
 class TrialWorker:

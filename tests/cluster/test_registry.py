@@ -30,7 +30,7 @@ for number in range(5):
     folder = Path(os.environ["AUTOAD_DATA_DIR"]) / f"made-{who}-{number}"
     source = Provenance(code_version="0", search=f"{who}{number}", trial=0, dataset_hash="d", dataset_counts={},
                         evidence="labelled")
-    manifest = save_model(folder, "bottle", member, {"x": torch.zeros(number + 1)}, source)
+    manifest = save_model(folder, "bottle", [(member, {"x": torch.zeros(number + 1)})], source)
     write_manifest(folder, manifest.model_copy(update={"calibration": calibration}))
     mine.append(registry.register(folder, "bottle").version)
 with open(f"/tmp/ready-{who}", "w"):

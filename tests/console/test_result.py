@@ -78,3 +78,21 @@ def test_several_divisions_are_told() -> None:
     )
     assert "close trials were judged on 3 divisions of the good pictures" in tables._chosen(choice)
     assert "divisions" not in tables._chosen(choice.model_copy(update={"divisions": 1}))
+
+
+def test_an_ensemble_is_told() -> None:
+    choice = Choice(
+        trial=7,
+        labelled_weight=1,
+        best=7,
+        behind=-0.03,
+        error=0.01,
+        tied=[],
+        wins=0.5,
+        algorithm_wins=0.5,
+        members=[7, 2],
+    )
+    assert tables._chosen(choice) == (
+        "chosen: the mean of trials 7, 2, which is better than the best alone, trial 7 (0.030 ± 0.010 ahead); best in "
+        "50% of resamplings"
+    )

@@ -40,7 +40,7 @@ def make_artifact(folder: Path, *, value: float = 0.0, search: str = "5ea4c4", t
     provenance = Provenance(
         code_version="1", search=search, trial=trial, dataset_hash="d" * 64, dataset_counts={}, evidence="labelled"
     )
-    manifest = save_model(folder, "m", member, {"t": torch.tensor([value])}, provenance)
+    manifest = save_model(folder, "m", [(member, {"t": torch.tensor([value])})], provenance)
     calibration = Calibration(
         threshold=1.5, rate=0.1, rate_upper=0.25, pictures=9, scale=1.0, pixel_threshold=None, pixel_scale=None
     )

@@ -18,6 +18,7 @@ from autoad.algorithms import Inputs, Prediction
 from autoad.data import Picture
 from autoad.errors import CalibrationError
 from autoad.models import Calibration, Manifest, Model, read_manifest, write_manifest
+from autoad.models.model import Part
 from tests.models.registering import make_artifact
 
 SIZE = (8, 8)
@@ -40,7 +41,7 @@ class Brightest:
 
 def model_of(folder: Path, *, maps: bool = True) -> Model:
     manifest = read_manifest(make_artifact(folder)).model_copy(update={"calibration": None})
-    return Model(manifest, cast(Any, Brightest(maps=maps)), None)
+    return Model(manifest, [Part(cast(Any, Brightest(maps=maps)), None)])
 
 
 def encoded(brightest: int, size: int = 1, floor: int = 0) -> bytes:

@@ -90,7 +90,7 @@ def test_the_threshold_keeps_its_promise_on_the_calibration_pictures(
 def test_the_artifact_holds_no_code(folder: Path) -> None:
     assert sorted(os.listdir(folder)) == ["README.md", "manifest.json", "model.safetensors", "parity.parquet"]
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert len(manifest["members"]) == 1
     assert manifest["metrics"]["test"]["image_auroc"] is not None
 
@@ -114,7 +114,7 @@ def edit(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (edit(lambda m: m.update(schema_version=99)), "schema version 99 but this autoad reads up to 1"),
+        (edit(lambda m: m.update(schema_version=99)), "schema version 99 but this autoad reads up to 2"),
         (edit(lambda m: m.pop("members")), "at members"),
         (edit(lambda m: m.update(members=[])), "at members"),
         (edit(lambda m: m["members"][0]["config"].update(temperature=3)), "does not fit"),

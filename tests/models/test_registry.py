@@ -110,8 +110,8 @@ def test_a_trial_is_registered_once_and_another_trial_of_its_search_anew(registr
     assert not (tmp_path / "b").exists()
     assert registry.register(make_artifact(tmp_path / "c", trial=7), "bottle").version == 2
     assert registry.register(make_artifact(tmp_path / "d"), "tire").version == 1
-    assert registry.made_of("5ea4c4", 7, "bottle") == registry.resolve("bottle/2")
-    assert registry.made_of("5ea4c4", 8, "bottle") is None
+    assert registry.made_of("5ea4c4", [7], "bottle") == registry.resolve("bottle/2")
+    assert registry.made_of("5ea4c4", [8], "bottle") is None
     registry.delete("bottle", 1, **WHY)
     assert registry.register(make_artifact(tmp_path / "e"), "bottle").version == 3
 

@@ -14,7 +14,7 @@ from autoad.cli import app
 from autoad.evaluation import conformal_threshold
 from autoad.report.material import gather
 from autoad.report.words import alarm_chance, answer, caveats, duration, percent, raw_score, repeat_command, signed
-from autoad.schema import Champion, Difference, SearchResult
+from autoad.schema import Champion, ChampionMember, Choice, Difference, SearchResult
 from autoad.search import SearchRequest
 from autoad.settings import get_settings
 from tests.report.conftest import Made, rows_of
@@ -174,3 +174,26 @@ def test_the_command_line_asks_for_the_same_search(monkeypatch: pytest.MonkeyPat
         assert CliRunner().invoke(app, shlex.split(command)[1:]).exit_code == 0, command
     assert asked == requests
     assert repeat_command({}, 0) is None
+
+
+def test_an_ensemble_is_told_as_one(made: Made) -> None:
+    members = [ChampionMember(trial=n, algorithm=name, config={}) for n, name in ((7, "dfm"), (2, "padim"))]
+    result = changed(made(), trial=7, algorithm="dfm + padim", members=members)
+    choice = Choice(
+        trial=7,
+        labelled_weight=1,
+        best=7,
+        behind=-0.03,
+        error=0.01,
+        tied=[],
+        wins=0.5,
+        algorithm_wins=0.5,
+        members=[7, 2],
+    )
+    told = answer(gather(result.model_copy(update={"choice": choice}), get_settings()))
+    assert told[0].startswith("Use dfm + padim (trials 7, 2): on ")
+    assert told[-1] == (
+        "It is the mean of what these trials say, chosen because it is better on the selection pictures than trial 7, "
+        "the best alone, by more than chance (0.030 in image AUROC, standard error 0.010); had these pictures been "
+        "drawn again, it would have been the best in 50% of all cases."
+    )

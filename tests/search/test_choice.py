@@ -11,6 +11,7 @@ from autoad.data import Picture
 from autoad.errors import ArtifactError, UsageError
 from autoad.schema import Metrics, Speed, SubmitRequest, TrialRow
 from autoad.search import SearchRequest, champion
+from autoad.search.candidate import Candidate
 from autoad.search.choice import Limits, choose_trial
 from autoad.search.plan import make_plan
 from autoad.search.selection_scores import SelectionScores
@@ -188,7 +189,8 @@ def test_a_finished_model_that_costs_too_much_is_refused_before_it_is_tested(
     dataset: Any = SimpleNamespace(hash="h", counts=dict)
     with pytest.raises(champion.RefitError, match=said):
         champion.finish_champion(
-            row(0, 1.0, 3.0), cast(Any, None), make_plan(SearchRequest(data=folder, algorithms=("ganomaly",))).roles,
+            Candidate((row(0, 1.0, 3.0),)), cast(Any, None),
+            make_plan(SearchRequest(data=folder, algorithms=("ganomaly",))).roles,
             dataset, name="bottle", search="s", evidence="labelled", threshold="conformal", rate=0.1, limits=limits,
             registry=nothing, scratch_dir=tmp_path, scores_file=tmp_path / "scores", default_config={}, threads=1,
             say=lambda _: None, note=lambda _: None,

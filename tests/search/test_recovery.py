@@ -26,6 +26,7 @@ from autoad.errors import FileStoreError, LeaseLostError, StateError, StorageFul
 from autoad.models.registry import Registry
 from autoad.schema import Champion, TrialRow
 from autoad.search import champion, cluster
+from autoad.search.candidate import Candidate
 from autoad.search.champion import RefitError
 from autoad.search.choice import Limits
 from autoad.search.cluster import LocalWorkers
@@ -240,7 +241,7 @@ def finish(registry: Registry, settings: Settings, trial: int, said: list[str]) 
     """Finish a trial of the search ``s`` as a version of ``bottle``; there is nothing that it could be fitted on."""
     dataset: Any = SimpleNamespace(hash="h", counts=dict)
     return champion.finish_champion(
-        TrialRow(trial=trial, algorithm="dfm", config={"stage": 2}, status="complete"),
+        Candidate((TrialRow(trial=trial, algorithm="dfm", config={"stage": 2}, status="complete"),)),
         cast(Any, None),
         Roles((), (), (), ()),
         dataset,

@@ -13,6 +13,7 @@ from autoad.data import Picture, Roles
 from autoad.errors import UsageError
 from autoad.schema import SubmitRequest, TrialRow
 from autoad.search import SearchRequest, champion
+from autoad.search.candidate import Candidate
 from autoad.search.choice import Limits
 from autoad.search.plan import make_plan
 from autoad.serve import searching
@@ -83,7 +84,8 @@ def test_the_calibration_gets_real_defects_of_the_selection_and_nothing_of_the_t
     dataset: Any = SimpleNamespace(hash="h", counts=dict)
     with pytest.raises(ReachedError) as reached:
         champion.finish_champion(
-            TrialRow(trial=0, algorithm="ganomaly", config={}, status="complete"), cast(Any, None), roles, dataset,
+            Candidate((TrialRow(trial=0, algorithm="ganomaly", config={}, status="complete"),)),
+            cast(Any, None), roles, dataset,
             name="bottle", search="s", evidence="labelled", threshold=method, rate=0.1, limits=Limits(),
             registry=nothing,
             scratch_dir=tmp_path, scores_file=tmp_path / "scores", default_config={}, threads=1,

@@ -18,6 +18,7 @@ from autoad.models import Provenance, write_manifest
 from autoad.models.parity import choose_parity, write_parity
 from autoad.models.registry import Registry
 from autoad.schema import DatasetEntry, FileEntry, ModelVersionEntry, TrialRow, UploadRequest
+from autoad.search.candidate import Candidate
 from autoad.search.champion import fit_model
 from autoad.search.trial import TrialTask
 from autoad.settings import Settings
@@ -57,7 +58,7 @@ def add_model(
         evidence="labelled",
     )
     folder = settings.data_dir / f".made-{number}"
-    model = fit_model(folder, name, row, task, roles.train, provenance, threads=2)
+    model = fit_model(folder, name, Candidate((row,)), task, roles.train, provenance, threads=2)
     model, _, _ = model.calibrate([picture.read() for picture in roles.calibration], _RATE)
     write_manifest(folder, model.manifest)
     write_parity(folder, model, choose_parity(roles.selection, roles.calibration))

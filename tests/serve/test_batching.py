@@ -5,7 +5,8 @@ import dataclasses
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,8 +16,15 @@ from numpy.typing import NDArray
 from autoad.data import decode_image
 from autoad.errors import ArtifactError, ImageTooLargeError, StateError, UnreadableImageError
 from autoad.features import EnginePool
-from autoad.models import Model, Score
+from autoad.models import Model, Score, write_manifest
+from autoad.models.model import Part
+from autoad.search.champion import fit_model
+from autoad.search.course import _task
+from autoad.search.ensemble import standardize
+from autoad.search.plan import SearchRequest, make_plan
 from autoad.serve.batching import Batcher, QueueFullError
+from autoad.settings import Settings
+from tests.search.test_ensemble import MEMBERS, PROVENANCE
 
 NAMES = [("gravel", 1), ("gravel", 2), ("belt", 1)]
 Scores = dict[tuple[str, int], list[Score]]
@@ -68,10 +76,11 @@ class CountingEngine:
 
 @pytest.fixture
 def counted(models: Models, monkeypatch: pytest.MonkeyPatch) -> CountingEngine:
-    engine = CountingEngine(models["gravel", 1].engine)
+    engine = CountingEngine(models["gravel", 1].parts[0].engine)
     for model in models.values():
-        assert model.engine is engine._engine
-        monkeypatch.setattr(model, "_engine", engine)
+        (part,) = model.parts
+        assert part.engine is engine._engine
+        monkeypatch.setattr(model, "parts", (Part(part.detector, cast(Any, engine)),))
     return engine
 
 
@@ -161,7 +170,7 @@ def test_one_call_of_the_engine_carries_pictures_of_several_models(
     run(main)
     assert [len(call) for call in counted.calls] == [1, 6]
     for picture in plant.pictures[1:3]:
-        pixels = models["gravel", 1].prepare(decode_image(picture))
+        pixels = models["gravel", 1].prepare(decode_image(picture))[0]
         assert sum(np.array_equal(one, pixels) for one in counted.calls[1]) == 3  # once for each model
 
 
@@ -359,3 +368,74 @@ def test_what_nobody_waits_for_comes_after_all_others_and_fills_no_queue(
 
     run(main, max_batch=1)
     assert order == ["first", "last", "shadow", "shadow", "shadow"]
+
+
+# Ensembles
+
+
+@pytest.fixture(scope="module")
+def ensemble(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PaDiM at 96 pixels, DFKDE and PatchCore at 128."""
+    plan = make_plan(SearchRequest(data=demo, algorithms=("padim", "dfkde", "patchcore"), trials=3, seconds=None))
+    folder = tmp_path_factory.mktemp("ensemble")
+    task = _task(plan, plan.roles.selection, Settings(data_dir=folder))
+    standards, _ = standardize(MEMBERS, task, threads=1)
+    model = fit_model(folder / "model", "mixed", MEMBERS, task, task.train, PROVENANCE, threads=1, standards=standards)
+    model, _, _ = model.calibrate([picture.read() for picture in plan.roles.calibration], 0.1)
+    write_manifest(folder / "model", model.manifest)
+    return folder / "model"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_ensemble_scores_as_it_does_alone_and_beside_other_models(
+    plant: Any, models: Models, alone: Scores, ensemble: Path, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    expected = list(Model.load(ensemble).score_many(plant.pictures[:4]))
+    torch.set_num_threads(before)
+    shared = EnginePool(threads=2, streams=2)
+    mixed, gravel = Model.load(ensemble, engines=shared), Model.load(plant.folder("gravel", 1), engines=shared)
+    assert mixed.parts[2].engine is gravel.parts[0].engine
+
+    async def main(batcher: Batcher) -> None:
+        async def one(index: int) -> None:
+            model, scores = (mixed, expected) if index % 3 else (gravel, alone["gravel", 1])
+            [(score, timing)] = await batcher.score(model, [plant.pictures[index % 4]])
+            assert_same(score, scores[index % 4])
+            assert min(timing.decode, timing.forward, timing.head) > 0
+
+        await asyncio.gather(*(one(index) for index in range(24)))
+
+    run(main, threads=threads)
+
+
+def test_a_picture_goes_once_through_an_engine_that_several_members_share(plant: Any, ensemble: Path) -> None:
+    model = Model.load(ensemble)
+    engine = CountingEngine(model.parts[2].engine)
+    first, _, last = model.parts
+    twice = [first, Part(last.detector, cast(Any, engine)), Part(last.detector, cast(Any, engine))]
+    model.parts = tuple(twice)
+
+    async def main(batcher: Batcher) -> None:
+        [(score, _)] = await batcher.score(model, plant.pictures[:1])
+        assert_same(score, model.score(plant.pictures[0]))
+
+    run(main, threads=1)
+    assert [len(call) for call in engine.calls] == [1, 1], "once in the batcher, once in score"
+
+
+def test_one_member_that_fails_fails_the_picture_and_no_other(plant: Any, models: Models, ensemble: Path) -> None:
+    model = Model.load(ensemble)
+    engine = CountingEngine(model.parts[0].engine)
+    engine.failure = RuntimeError("no memory")
+    model.parts = (Part(model.parts[0].detector, cast(Any, engine)), *model.parts[1:])
+
+    async def main(batcher: Batcher) -> None:
+        broken = asyncio.create_task(batcher.score(model, plant.pictures[:1]))
+        [(score, _)] = await batcher.score(models["gravel", 1], plant.pictures[:1])
+        assert score.score > 0
+        with pytest.raises(RuntimeError, match="no memory"):
+            await broken
+
+    run(main)
