@@ -44,6 +44,11 @@ class Candidate:
         return join_algorithms(row.algorithm for row in self.rows)
 
     @property
+    def fit_seconds(self) -> float:
+        """What the trials took together, without getting their features, which the store has now."""
+        return sum((row.seconds or 0.0) - (row.feature_seconds or 0.0) for row in self.rows)
+
+    @property
     def latency_ms(self) -> float | None:
         """What all of them take for a picture, one after the other; None where it was not measured."""
         known = [row.latency_ms for row in self.rows if row.latency_ms is not None]

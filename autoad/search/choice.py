@@ -159,7 +159,7 @@ def _ensemble(
         whole = [part for part in parts if part is not None]
         costly = limits.refusal(latency_ms=candidate.latency_ms, memory_mb=candidate.model_mb) is not None
         if seconds is not None:
-            costly |= 2 * sum(row.seconds or 0.0 for row in candidate.rows) > seconds
+            costly |= 2 * candidate.fit_seconds > seconds
         if not costly and len(whole) == len(parts):
             considered.append(candidate)
             scores.append(np.concatenate(whole))

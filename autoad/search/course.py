@@ -52,7 +52,7 @@ _FINALISTS_SHARE = 0.07
 """Of a search's time, what trials that tie may be judged again for."""
 
 _ENSEMBLE_SHARE = 0.1
-"""Of a search's time, what fitting the trials of an ensemble twice more may take."""
+"""Of the time that was asked for, what fitting the trials of an ensemble twice more may take."""
 
 __all__ = ["carry_out"]
 
@@ -110,7 +110,7 @@ def carry_out(
             plan.labelled_weight,
             plan.limits,
             seed=plan.request.seed,
-            ensemble_seconds=_share(_ENSEMBLE_SHARE, plan.request, lease.spent),
+            ensemble_seconds=_share(_ENSEMBLE_SHARE, plan.request, None),
             judge_again=Finalists(
                 _task(plan, selection, settings),
                 folder,
@@ -183,11 +183,13 @@ def _budget(request: SearchRequest, spent: float) -> Budget:
     return Budget(trials, seconds, 1, request.patience, request.trial_timeout, before=spent)
 
 
-def _share(share: float, request: SearchRequest, spent: float) -> float | None:
-    """Seconds that are this share of a search's time; None where the clock must decide nothing."""
-    if request.deterministic:
-        return None
-    return share * (spent if request.seconds is None else request.seconds)
+def _share(share: float, request: SearchRequest, spent: float | None) -> float | None:
+    """Seconds that are this share of the time asked for, or of what was spent where none was; None for any.
+
+    The clock decides nothing in a deterministic search.
+    """
+    seconds = spent if request.seconds is None else request.seconds
+    return None if request.deterministic or seconds is None else share * seconds
 
 
 def _memory(task: TrialTask, algorithm: str, config: Mapping[str, Any]) -> int:

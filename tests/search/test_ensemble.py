@@ -107,7 +107,7 @@ def test_it_must_keep_to_the_limits_as_a_whole_and_be_fitted_in_time(
 ) -> None:
     """Of two, the first with the second is meant, for these are made the better ones."""
     kept = keep(tmp_path, ONE, UNITS + 300 * SIGNAL.astype(np.float32), THIRD - 0.1 * SIGNAL.astype(np.float32))
-    rows = [one.model_copy(update={"seconds": 3.0}) for one in ROWS]
+    rows = [one.model_copy(update={"seconds": 5.0, "feature_seconds": 2.0}) for one in ROWS]
     order, _ = choose_trial(rows, SELECTION, kept, "image_auroc", 1.0, limits, seed=0, ensemble_seconds=seconds)
     assert len(order[0].rows) == chosen
 
