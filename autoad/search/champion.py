@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import autoad
-from autoad.algorithms import Detector, Prediction
+from autoad.algorithms import Prediction
 from autoad.data import Dataset, Picture, Roles, load_mask
 from autoad.errors import ArtifactError, TrialError, is_full
 from autoad.evaluation import (
@@ -30,17 +30,12 @@ from autoad.evaluation import (
     known_pixels,
     paired_difference,
 )
-from autoad.features import EngineChoice, find_weights
 from autoad.models import (
     ArtifactMetrics,
-    Backbone,
-    Manifest,
-    Member,
     Model,
     Provenance,
     Standard,
     read_manifest,
-    save_model,
     write_manifest,
 )
 from autoad.models.parity import choose_parity, write_parity
@@ -51,7 +46,9 @@ from autoad.schema import (
     ChampionMember,
     Difference,
     Evidence,
+    Metrics,
     ModelVersionEntry,
+    Speed,
     TestMetrics,
     ThresholdMethod,
     TrialRow,
@@ -60,10 +57,11 @@ from autoad.search.candidate import Candidate
 from autoad.search.choice import Limits
 from autoad.search.ensemble import standardize
 from autoad.search.final_scores import FinalScore, write_final_scores
+from autoad.search.fitting import fit_model
 from autoad.search.sweep import EVALUATION_SIZE, evaluation_maps
-from autoad.search.trial import TrialTask, fit_trial
+from autoad.search.trial import TrialTask
 
-__all__ = ["RefitError", "finish_champion", "fit_model", "save_detectors"]
+__all__ = ["Finisher", "RefitError"]
 
 _DEFAULT_PATCHCORE = "patchcore"
 _SPEED_PICTURES = 32
@@ -91,88 +89,6 @@ class _Tested:
     scores: _Scores
     calibration: _Scores
     threshold: float
-
-
-def fit_model(
-    folder: Path,
-    name: str,
-    candidate: Candidate,
-    task: TrialTask,
-    pictures: Sequence[Picture],
-    provenance: Provenance,
-    *,
-    threads: int,
-    standards: Sequence[Standard] = (),
-) -> Model:
-    """Fit a candidate's trials on ``pictures``, save them as one model in ``folder`` and load it from there.
-
-    Args:
-        folder: of the model.
-        name: of the model.
-        candidate: one trial, or an ensemble.
-        task: what the trials shared.
-        pictures: good ones.
-        provenance: where it comes from.
-        threads: CPU threads.
-        standards: of an ensemble, one for each trial.
-    """
-    detectors = [fit_trial(row, task, pictures, threads=threads) for row in candidate.rows]
-    save_detectors(folder, name, detectors, task.engine, provenance, standards=standards)
-    return Model.load(folder, threads=threads)
-
-
-def save_detectors(
-    folder: Path,
-    name: str,
-    detectors: Sequence[Detector],
-    engine: EngineChoice,
-    provenance: Provenance,
-    *,
-    standards: Sequence[Standard] = (),
-) -> Manifest:
-    """Save fitted detectors as one model, with all that scoring by it takes, not calibrated yet.
-
-    Args:
-        folder: of the model.
-        name: of the model.
-        detectors: that were fitted.
-        engine: which ran the backbones over the pictures that they were fitted on.
-        provenance: where it comes from.
-        standards: of several detectors, one for each.
-    """
-    units: Sequence[Standard | None] = standards or [None] * len(detectors)
-    members = [
-        (_member(detector, engine, standard), detector.tensors())
-        for detector, standard in zip(detectors, units, strict=True)
-    ]
-    return save_model(folder, name, members, provenance)
-
-
-def _member(detector: Detector, engine: EngineChoice, standard: Standard | None) -> Member:
-    needs, backbone = detector.needs, None
-    if needs.backbone is not None:
-        weights = find_weights(needs.backbone)
-        backbone = Backbone(
-            name=needs.backbone,
-            stages=needs.stages,
-            weights_source=weights.source,
-            weights_sha256=weights.sha256,
-            mean=weights.mean,
-            std=weights.std,
-            engine=engine.name,
-            precision=engine.precision,
-        )
-    return Member(
-        algorithm=detector.name,
-        kind=detector.kind,
-        config=dataclasses.asdict(detector.config),
-        seed=detector.seed,
-        image_size=needs.image_size,
-        device="cuda" if detector.runtime.device.startswith("cuda") else "cpu",
-        precision=detector.runtime.precision,
-        backbone=backbone,
-        standard=standard,
-    )
 
 
 def _test(model: Model, calibration_scores: _Scores, pictures: Sequence[Picture], seed: int) -> _Tested:
@@ -227,33 +143,11 @@ def _final_scores(name: Literal["champion", "default_patchcore"], tested: _Teste
     ]
 
 
-def finish_champion(
-    candidate: Candidate,
-    task: TrialTask,
-    roles: Roles,
-    dataset: Dataset,
-    *,
-    name: str,
-    search: str,
-    evidence: Evidence,
-    threshold: ThresholdMethod,
-    rate: float,
-    limits: Limits,
-    registry: Registry,
-    scratch_dir: Path,
-    scores_file: Path,
-    default_config: dict[str, Any],
-    threads: int,
-    say: Callable[[str], None],
-    note: Callable[[str], None],
-) -> Champion:
-    """Refit, save, calibrate and test the best trial or ensemble, beside the untuned default PatchCore.
+@dataclasses.dataclass(frozen=True)
+class Finisher:
+    """Makes a candidate into a finished model: refits, saves, calibrates and tests it, beside the default PatchCore.
 
-    The finished model becomes the next version of ``name``. One that this search has already made of the same is taken
-    as it is: its process was killed between registering it and the last word to the database.
-
-    Args:
-        candidate: what won.
+    Attributes:
         task: what the trials shared, with the selection pictures that ranked them.
         roles: the dataset's roles; the test role is used here and nowhere else in a search.
         dataset: for the record.
@@ -270,103 +164,167 @@ def finish_champion(
         threads: CPU threads for refitting and scoring.
         say: told what happens.
         note: told what should be kept with the result.
-
-    Raises:
-        RefitError: a trial's configuration does not work on these pictures, or the model exceeds the limits; the test
-            pictures have not been looked at then.
     """
-    made = registry.made_of(search, candidate.trials, name)
-    if made is not None:
-        say(f"{candidate} has already been finished as {name}/{made.version}")
-        return _champion(candidate, made, registry.open(name, made.version))
-    provenance = Provenance(
-        code_version=autoad.__version__,
-        search=search,
-        trial=candidate.trial,
-        members=candidate.trials if candidate.is_ensemble else (),
-        dataset_hash=dataset.hash,
-        dataset_counts=dataset.counts(),
-        evidence=evidence,
-    )
-    normals = (*roles.train, *(picture for picture in roles.selection if picture.is_normal and not picture.synthetic))
-    calibration = [picture.read() for picture in roles.calibration]
-    defects = None
-    if threshold == "f1-max":
-        defects = [picture for picture in roles.selection if not picture.is_normal and not picture.synthetic]
-    scratch = scratch_dir / f".{search}-{time.time_ns()}"
-    try:
-        say(f"refitting {candidate} on {len(normals)} good pictures")
+
+    task: TrialTask
+    roles: Roles
+    dataset: Dataset
+    name: str
+    search: str
+    evidence: Evidence
+    threshold: ThresholdMethod
+    rate: float
+    limits: Limits
+    registry: Registry
+    scratch_dir: Path
+    scores_file: Path
+    default_config: dict[str, Any]
+    threads: int
+    say: Callable[[str], None]
+    note: Callable[[str], None]
+
+    def finish(self, candidate: Candidate) -> Champion:
+        """The finished model, as the next version of its name.
+
+        One that this search has already made of the same candidate is taken as it is: its process was killed between
+        registering it and the last word to the database.
+
+        Raises:
+            RefitError: a trial's configuration does not work on these pictures, or the model exceeds the limits; the
+                test pictures have not been looked at then.
+        """
+        made = self.registry.made_of(self.search, candidate.trials, self.name)
+        if made is not None:
+            self.say(f"{candidate} has already been finished as {self.name}/{made.version}")
+            return _champion(candidate, made, self.registry.open(self.name, made.version))
+        scratch = self.scratch_dir / f".{self.search}-{time.time_ns()}"
+        folder = scratch / "champion"
+        try:
+            model, validation = self._fit(candidate, folder)
+            model, calibrated = self._calibrate(model)
+            write_manifest(folder, model.manifest)
+            speed = self._measure_speed(candidate, folder)
+            self.say("recording what it says of pictures that whoever deploys it can compare with")
+            write_parity(folder, model, choose_parity(self.roles.selection, self.roles.calibration))
+            self.say(f"testing on {len(self.roles.test)} pictures that the search never saw")
+            champion = _test(model, calibrated, self.roles.test, self.task.seed)
+            default = champion if self._is_default(candidate) else self._test_default(scratch / "default")
+            metrics = ArtifactMetrics(
+                validation=validation,
+                test=champion.metrics,
+                default_patchcore=default.metrics if default else None,
+                difference=self._difference(champion, default) if default else None,
+                speed=speed,
+            )
+            write_manifest(folder, model.manifest.model_copy(update={"metrics": metrics}))
+            kept = _final_scores("champion", champion, self.roles)
+            if default:
+                kept += _final_scores("default_patchcore", default, self.roles)
+            write_final_scores(self.scores_file, kept)
+            made = self.registry.register(folder, self.name)
+            return _champion(candidate, made, self.registry.open(self.name, made.version))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    @property
+    def _normals(self) -> tuple[Picture, ...]:
+        """What the finished model is fitted on."""
+        selection = self.roles.selection
+        return (*self.roles.train, *(picture for picture in selection if picture.is_normal and not picture.synthetic))
+
+    def _provenance(self, candidate: Candidate) -> Provenance:
+        return Provenance(
+            code_version=autoad.__version__,
+            search=self.search,
+            trial=candidate.trial,
+            members=candidate.trials if candidate.is_ensemble else (),
+            dataset_hash=self.dataset.hash,
+            dataset_counts=self.dataset.counts(),
+            evidence=self.evidence,
+        )
+
+    def _fit(self, candidate: Candidate, folder: Path) -> tuple[Model, Metrics]:
+        """The refitted model, not calibrated, and how good the candidate was on the selection pictures."""
+        normals = self._normals
+        self.say(f"refitting {candidate} on {len(normals)} good pictures")
         standards: list[Standard] = []
         validation = candidate.rows[0].validation
         try:
             if candidate.is_ensemble:
-                standards, validation = standardize(candidate, task, threads=threads)
+                standards, validation = standardize(candidate, self.task, threads=self.threads)
             model = fit_model(
-                scratch / "champion", name, candidate, task, normals, provenance, threads=threads, standards=standards
+                folder,
+                self.name,
+                candidate,
+                self.task,
+                normals,
+                self._provenance(candidate),
+                threads=self.threads,
+                standards=standards,
             )
         except Exception as error:
             if is_full(error):  # every other trial would meet the same disk
                 raise
             raise RefitError(f"{candidate} could not be refitted: {error}") from error
-        model, _, scores = model.calibrate(calibration, rate, defects)
-        write_manifest(scratch / "champion", model.manifest)
-        say("measuring its speed")
-        speed = None
+        return model, validation
+
+    def _calibrate(self, model: Model) -> tuple[Model, _Scores]:
+        """The calibrated model and its scores of the calibration pictures."""
+        defects = None
+        if self.threshold == "f1-max":
+            defects = [picture for picture in self.roles.selection if not picture.is_normal and not picture.synthetic]
+        calibration = [picture.read() for picture in self.roles.calibration]
+        model, _, scores = model.calibrate(calibration, self.rate, defects)
+        return model, scores
+
+    def _measure_speed(self, candidate: Candidate, folder: Path) -> Speed | None:
+        """Its speed, which must keep to the limits; None if it cannot be measured and need not be."""
+        self.say("measuring its speed")
+        pictures = [picture.path for picture in self.roles.calibration][:_SPEED_PICTURES]
         try:
-            speed = measure_speed(
-                scratch / "champion", [picture.path for picture in roles.calibration][:_SPEED_PICTURES], threads=threads
-            )
+            speed = measure_speed(folder, pictures, threads=self.threads)
         except ArtifactError as error:
-            if limits != Limits():
-                raise RefitError(f"{candidate} cannot be held against {limits}: {error}") from error
-            note(str(error))
-        else:
-            refusal = limits.refusal(latency_ms=speed.latency_ms, memory_mb=speed.peak_memory_mb)
-            if refusal:
-                raise RefitError(f"{candidate} is no champion: it {refusal}")
-        say("recording what it says of pictures that whoever deploys it can compare with")
-        write_parity(scratch / "champion", model, choose_parity(roles.selection, roles.calibration))
-        say(f"testing on {len(roles.test)} pictures that the search never saw")
-        champion = _test(model, scores, roles.test, task.seed)
-        default: _Tested | None = champion
-        config = candidate.rows[0].config
-        if candidate.algorithm != _DEFAULT_PATCHCORE or config != json.loads(json.dumps(default_config)):
-            say("testing the untuned default PatchCore beside it")
-            default_row = TrialRow(trial=-1, algorithm=_DEFAULT_PATCHCORE, config=default_config, status="complete")
-            try:
-                reference = fit_model(
-                    scratch / "default",
-                    "default-patchcore",
-                    Candidate((default_row,)),
-                    task,
-                    normals,
-                    provenance,
-                    threads=threads,
-                )
-                reference, _, scores = reference.calibrate(calibration, rate, defects)
-                default = _test(reference, scores, roles.test, task.seed)
-            except (TrialError, MemoryError, RuntimeError) as error:
-                default = None
-                note(f"the default PatchCore could not be fitted to compare with: {error}")
-        labels = np.array([not picture.is_normal for picture in roles.test])
-        difference = None
-        if default and (compared := paired_difference(champion.scores, default.scores, labels, seed=task.seed)):
-            difference = Difference(image_auroc=compared[0], low=compared[1], high=compared[2])
-        metrics = ArtifactMetrics(
-            validation=validation,
-            test=champion.metrics,
-            default_patchcore=default.metrics if default else None,
-            difference=difference,
-            speed=speed,
-        )
-        manifest = model.manifest.model_copy(update={"metrics": metrics})
-        write_manifest(scratch / "champion", manifest)
-        kept = _final_scores("champion", champion, roles)
-        write_final_scores(scores_file, kept + (_final_scores("default_patchcore", default, roles) if default else []))
-        made = registry.register(scratch / "champion", name)
-        return _champion(candidate, made, registry.open(name, made.version))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            if self.limits != Limits():
+                raise RefitError(f"{candidate} cannot be held against {self.limits}: {error}") from error
+            self.note(str(error))
+            return None
+        refusal = self.limits.refusal(latency_ms=speed.latency_ms, memory_mb=speed.peak_memory_mb)
+        if refusal:
+            raise RefitError(f"{candidate} is no champion: it {refusal}")
+        return speed
+
+    def _is_default(self, candidate: Candidate) -> bool:
+        """Whether it is the untuned default PatchCore itself."""
+        default = json.loads(json.dumps(self.default_config))
+        return candidate.algorithm == _DEFAULT_PATCHCORE and candidate.rows[0].config == default
+
+    def _test_default(self, folder: Path) -> _Tested | None:
+        """The untuned default PatchCore on the same pictures; None if it cannot be fitted."""
+        self.say("testing the untuned default PatchCore beside it")
+        row = TrialRow(trial=-1, algorithm=_DEFAULT_PATCHCORE, config=self.default_config, status="complete")
+        default = Candidate((row,))
+        try:
+            model = fit_model(
+                folder,
+                "default-patchcore",
+                default,
+                self.task,
+                self._normals,
+                self._provenance(default),
+                threads=self.threads,
+            )
+            model, calibrated = self._calibrate(model)
+            return _test(model, calibrated, self.roles.test, self.task.seed)
+        except (TrialError, MemoryError, RuntimeError) as error:
+            self.note(f"the default PatchCore could not be fitted to compare with: {error}")
+            return None
+
+    def _difference(self, champion: _Tested, default: _Tested) -> Difference | None:
+        labels = np.array([not picture.is_normal for picture in self.roles.test])
+        compared = paired_difference(champion.scores, default.scores, labels, seed=self.task.seed)
+        if compared is None:
+            return None
+        return Difference(image_auroc=compared[0], low=compared[1], high=compared[2])
 
 
 def _champion(candidate: Candidate, version: ModelVersionEntry, folder: Path) -> Champion:

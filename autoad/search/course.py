@@ -22,7 +22,7 @@ from autoad.schema import Champion, SearchResult
 from autoad.search.aside import set_aside
 from autoad.search.budget import TRIALS_SHARE, Budget
 from autoad.search.candidate import Candidate
-from autoad.search.champion import RefitError, finish_champion
+from autoad.search.champion import Finisher, RefitError
 from autoad.search.choice import Limits, choose_trial
 from autoad.search.cluster import LocalWorkers, Workers, join_ray, local_ray
 from autoad.search.dispatch import Dispatcher
@@ -296,27 +296,27 @@ def _champion(
         notes.append(text)
         listener.say(text)
 
+    finisher = Finisher(
+        _task(plan, selection, settings),
+        plan.roles,
+        plan.dataset,
+        name=plan.request.model or usable_name(summary.name),
+        search=summary.search_id,
+        evidence=plan.evidence,
+        threshold=plan.threshold,
+        rate=plan.rate,
+        limits=plan.limits,
+        registry=registry,
+        scratch_dir=settings.models_dir,
+        scores_file=settings.searches_dir / summary.search_id / "scores.parquet",
+        default_config=load_spaces(["patchcore"])["patchcore"].defaults(),
+        threads=os.cpu_count() or 1,
+        say=listener.say,
+        note=note,
+    )
     for candidate in finished if plan.limits == Limits() else finished[:_ATTEMPTS]:
         try:
-            return finish_champion(
-                candidate,
-                _task(plan, selection, settings),
-                plan.roles,
-                plan.dataset,
-                name=plan.request.model or usable_name(summary.name),
-                search=summary.search_id,
-                evidence=plan.evidence,
-                threshold=plan.threshold,
-                rate=plan.rate,
-                limits=plan.limits,
-                registry=registry,
-                scratch_dir=settings.models_dir,
-                scores_file=settings.searches_dir / summary.search_id / "scores.parquet",
-                default_config=load_spaces(["patchcore"])["patchcore"].defaults(),
-                threads=os.cpu_count() or 1,
-                say=listener.say,
-                note=note,
-            )
+            return finisher.finish(candidate)
         except RefitError as error:
             note(str(error))
     return None

@@ -18,7 +18,7 @@ from autoad.algorithms.patchcore import PatchCore, PatchCoreConfig, embed
 from autoad.data import load_image, read_dataset
 from autoad.features import FeatureStore, choose_engine, head_precision
 from autoad.models import Model, Provenance, write_manifest
-from autoad.search.champion import save_detectors
+from autoad.search.fitting import save_detectors
 from autoad.search.trial import load_inputs
 
 import torch  # isort: skip - after autoad, which says how torch's threads wait

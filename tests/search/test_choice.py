@@ -188,10 +188,9 @@ def test_a_finished_model_that_costs_too_much_is_refused_before_it_is_tested(
     nothing: Any = SimpleNamespace(made_of=lambda *_: None)
     dataset: Any = SimpleNamespace(hash="h", counts=dict)
     with pytest.raises(champion.RefitError, match=said):
-        champion.finish_champion(
-            Candidate((row(0, 1.0, 3.0),)), cast(Any, None),
-            make_plan(SearchRequest(data=folder, algorithms=("ganomaly",))).roles,
+        champion.Finisher(
+            cast(Any, None), make_plan(SearchRequest(data=folder, algorithms=("ganomaly",))).roles,
             dataset, name="bottle", search="s", evidence="labelled", threshold="conformal", rate=0.1, limits=limits,
             registry=nothing, scratch_dir=tmp_path, scores_file=tmp_path / "scores", default_config={}, threads=1,
             say=lambda _: None, note=lambda _: None,
-        )  # fmt: skip
+        ).finish(Candidate((row(0, 1.0, 3.0),)))  # fmt: skip

@@ -20,11 +20,12 @@ from autoad.models.parity import read_parity
 from autoad.models.registry import Registry
 from autoad.schema import TrialRow
 from autoad.search.candidate import Candidate
-from autoad.search.champion import finish_champion, fit_model
+from autoad.search.champion import Finisher
 from autoad.search.choice import Limits, choose_trial
 from autoad.search.course import _task
 from autoad.search.ensemble import join_scores, standardize, top_trials
 from autoad.search.finalists import Division
+from autoad.search.fitting import fit_model
 from autoad.search.plan import Plan, SearchRequest, make_plan
 from autoad.search.selection_scores import SelectionScores
 from autoad.search.trial import TrialTask
@@ -231,29 +232,25 @@ def test_it_becomes_a_champion_like_any_other(plan: Plan, task: TrialTask, setti
     database = Database(settings)
     registry = Registry(database, settings)
 
-    def finish(candidate: Candidate) -> object:
-        return finish_champion(
-            candidate,
-            task,
-            plan.roles,
-            plan.dataset,
-            name="bottle",
-            search="s",
-            evidence=plan.evidence,
-            threshold="conformal",
-            rate=0.2,
-            limits=Limits(),
-            registry=registry,
-            scratch_dir=settings.models_dir,
-            scores_file=tmp_path / "scores.parquet",
-            default_config=dataclasses.asdict(get_algorithm("patchcore").Config(image_size=128)),
-            threads=1,
-            say=said.append,
-            note=said.append,
-        )
-
+    finish = Finisher(
+        task,
+        plan.roles,
+        plan.dataset,
+        name="bottle",
+        search="s",
+        evidence=plan.evidence,
+        threshold="conformal",
+        rate=0.2,
+        limits=Limits(),
+        registry=registry,
+        scratch_dir=settings.models_dir,
+        scores_file=tmp_path / "scores.parquet",
+        default_config=dataclasses.asdict(get_algorithm("patchcore").Config(image_size=128)),
+        threads=1,
+        say=said.append,
+        note=said.append,
+    ).finish
     champion = finish(MEMBERS)
-    assert isinstance(champion, autoad.schema.Champion)
     assert champion.algorithm == "padim + dfkde + patchcore"
     assert champion.trials == [4, 2, 7]
     assert champion.origin == "trials 4, 2, 7"
@@ -275,7 +272,6 @@ def test_it_becomes_a_champion_like_any_other(plan: Plan, task: TrialTask, setti
     assert finish(MEMBERS) == champion
     assert registry.resolve("bottle").version == 1
     single = finish(Candidate(MEMBERS.rows[:1]))
-    assert isinstance(single, autoad.schema.Champion)
     assert (single.version, single.algorithm, single.members) == (2, "padim", [])
     assert finish(MEMBERS) == champion
     database.close()

@@ -240,8 +240,8 @@ def test_what_can_be_mended_leaves_the_search_to_be_resumed(tmp_path: Path) -> N
 def finish(registry: Registry, settings: Settings, trial: int, said: list[str]) -> Champion:
     """Finish a trial of the search ``s`` as a version of ``bottle``; there is nothing that it could be fitted on."""
     dataset: Any = SimpleNamespace(hash="h", counts=dict)
-    return champion.finish_champion(
-        Candidate((TrialRow(trial=trial, algorithm="dfm", config={"stage": 2}, status="complete"),)),
+    row = TrialRow(trial=trial, algorithm="dfm", config={"stage": 2}, status="complete")
+    return champion.Finisher(
         cast(Any, None),
         Roles((), (), (), ()),
         dataset,
@@ -258,7 +258,7 @@ def finish(registry: Registry, settings: Settings, trial: int, said: list[str]) 
         threads=1,
         say=said.append,
         note=said.append,
-    )
+    ).finish(Candidate((row,)))
 
 
 def test_what_a_killed_process_has_registered_is_taken_as_it_is(

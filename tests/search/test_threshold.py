@@ -83,14 +83,13 @@ def test_the_calibration_gets_real_defects_of_the_selection_and_nothing_of_the_t
     nothing: Any = SimpleNamespace(made_of=lambda *_: None)
     dataset: Any = SimpleNamespace(hash="h", counts=dict)
     with pytest.raises(ReachedError) as reached:
-        champion.finish_champion(
-            Candidate((TrialRow(trial=0, algorithm="ganomaly", config={}, status="complete"),)),
+        champion.Finisher(
             cast(Any, None), roles, dataset,
             name="bottle", search="s", evidence="labelled", threshold=method, rate=0.1, limits=Limits(),
             registry=nothing,
             scratch_dir=tmp_path, scores_file=tmp_path / "scores", default_config={}, threads=1,
             say=lambda _: None, note=lambda _: None,
-        )  # fmt: skip
+        ).finish(Candidate((TrialRow(trial=0, algorithm="ganomaly", config={}, status="complete"),)))  # fmt: skip
     assert reached.value.args == (
         [picture.read() for picture in roles.calibration], 0.1, None if method == "conformal" else [crack]
     )  # fmt: skip

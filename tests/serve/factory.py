@@ -19,7 +19,7 @@ from autoad.models.parity import choose_parity, write_parity
 from autoad.models.registry import Registry
 from autoad.schema import DatasetEntry, FileEntry, ModelVersionEntry, TrialRow, UploadRequest
 from autoad.search.candidate import Candidate
-from autoad.search.champion import fit_model
+from autoad.search.fitting import fit_model
 from autoad.search.trial import TrialTask
 from autoad.settings import Settings
 

@@ -18,9 +18,9 @@ from autoad.errors import ArtifactError, ImageTooLargeError, StateError, Unreada
 from autoad.features import EnginePool
 from autoad.models import Model, Score, write_manifest
 from autoad.models.model import Part
-from autoad.search.champion import fit_model
 from autoad.search.course import _task
 from autoad.search.ensemble import standardize
+from autoad.search.fitting import fit_model
 from autoad.search.plan import SearchRequest, make_plan
 from autoad.serve.batching import Batcher, QueueFullError
 from autoad.settings import Settings
