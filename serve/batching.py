@@ -60,6 +60,7 @@ class _Job:
     ready: float
     timing: Timing
     features: dict[int, dict[int, NDArray[np.float32]]] = dataclasses.field(default_factory=dict)
+    failed: bool = False
 
     @property
     def seen(self) -> bool:
@@ -212,6 +213,7 @@ class Batcher:
             if jobs:
                 self._observe(len(jobs))
                 self._score(jobs)
+            jobs.clear()
 
     def _score(self, jobs: Sequence[_Job]) -> None:
         started = time.perf_counter()
@@ -223,12 +225,17 @@ class Batcher:
                 group = groups[id(part.engine), pixels.shape]
                 group.setdefault(id(job), _Share(job, part.engine, [])).places.append(place)
         for group in groups.values():
-            shares = list(group.values())
+            shares = [share for share in group.values() if not share.job.failed]
             try:
-                self._score_group(shares[0].engine, shares)
+                if shares:
+                    self._score_group(shares[0].engine, shares)
             except Exception as error:  # one batch's misfortune must not end the lane
                 _logger.exception("a batch of %d pictures could not be scored", len(shares))
+                for share in shares:
+                    share.job.failed = True
                 self._loop.call_soon_threadsafe(_fail, [share.job for share in shares], error)
+        for job in jobs:
+            job.features.clear()
 
     def _score_group(self, engine: SharedEngine | None, shares: Sequence[_Share]) -> None:
         """Run what shares an engine through it; jobs whose parts have then all been through theirs are answered."""
@@ -259,6 +266,8 @@ class Batcher:
             _logger.exception("a picture could not be scored by %s", job.model.name)
             self._loop.call_soon_threadsafe(_fail, [job], error)
             return
+        finally:
+            job.features.clear()  # a request keeps its jobs until the last of them is answered
         job.timing.head = 1000 * (time.perf_counter() - begun)
         # Each as soon as it is there: who waits for the first need not wait for the last.
         self._loop.call_soon_threadsafe(_finish, job.future, (answer, job.timing))

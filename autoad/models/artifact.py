@@ -83,6 +83,12 @@ class Standard(_Record):
     map_center: float | None = None
     map_spread: float | None = Field(default=None, gt=0)
 
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.map_center is None) != (self.map_spread is None):
+            raise ValueError("map_center and map_spread must both be there, or neither")
+        return self
+
 
 class Member(_Record):
     """One detector of the model.

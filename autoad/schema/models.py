@@ -97,7 +97,7 @@ class ModelVersionEntry(Record):
     Attributes:
         aliases: ``champion``, ``previous``, ``canary``, ``shadow``, as far as they point at it.
         search: id of the search that made it; None for one that was registered from a folder.
-        trial: number of the trial.
+        trial: number of the trial; of an ensemble that of its first member.
         threshold: raw score above which it calls a picture anomalous.
         threshold_method: as of :class:`Champion`, and so are ``false_positive_rate`` and its upper bound.
         size: of its artifact, in bytes.

@@ -215,7 +215,7 @@ class Champion(Record):
         algorithm: its algorithm, of an ensemble those of all members, joined by a plus.
         config: hyperparameters; of an ensemble those of its first member.
         members: of an ensemble, its detectors; empty for a single one.
-        validation: what it was chosen by; from the trial, before the refit.
+        validation: what it was chosen by; before the refit, from the trial, or from fits of an ensemble's trials.
         test: of the saved model, on pictures that the search never saw.
         default_patchcore: the untuned default on the same pictures.
         difference: champion minus default in test image AUROC.

@@ -68,12 +68,12 @@ def choose_trial(
     seed: int,
     ensemble_seconds: float | None = None,
     judge_again: Callable[[Sequence[TrialRow]], Sequence[Division]] | None = None,
-) -> tuple[list[Candidate], Choice | None]:
+) -> tuple[list[Candidate], list[Choice]]:
     """Order what may become the champion, the chosen one first.
 
     A trial that is worse than the best by no more than one standard error of the difference, and by no more than .01,
     ties with it. Of those the fastest is chosen; of those about as fast as it, the best. But an ensemble of the best
-    trials of two or three algorithms is chosen where it is better than the best trial by more than one standard error.
+    trials of two or three algorithms comes first where it beats the best trial by more than one standard error.
 
     Args:
         rows: of the search, best first.
@@ -84,13 +84,14 @@ def choose_trial(
         limits: trials beyond them are left out.
         seed: of the bootstrap.
         ensemble_seconds: that fitting an ensemble's trials twice more may take, by what they took; None for any.
-        judge_again: given the trials that are worse than the best by no more than one standard error, best first, what
-            they say of other divisions of the good pictures; those that all of them have scores of then go on alone.
+        judge_again: given an ensemble's trials, should one win, and those that are worse than the best by no more than
+            one standard error, what they say of other divisions of the good pictures; those that all of them have
+            scores of then go on alone.
 
     Returns:
-        The finished trials in the order in which they should be tried as champions, an ensemble before them if it was
-        chosen, and why the first is; None where trials were ranked by another metric than image AUROC, and then they
-        are as they were.
+        Candidates in the order in which they should be tried as champions, an ensemble before all trials if one won,
+        and why the first of either was chosen; where trials were ranked by another metric than image AUROC they are as
+        they were, and nothing was chosen.
     """
     finished = [
         row
@@ -99,111 +100,121 @@ def choose_trial(
     ]
     alone = [Candidate((row,)) for row in finished]
     if objective != "image_auroc" or not finished:
-        return alone, None
+        return alone, []
     scores = kept.read((row.trial for row in finished[:_MOST_COMPARED]), len(selection))
-    compared = [row for row in finished if row.trial in scores]
     if finished[0].trial not in scores:
-        return alone, None
-    divisions = [Division(tuple(selection), scores)]
-    found = _compare(compared, divisions, weight, seed)
-    close = [compared[place] for place in np.argsort(-found.quality, kind="stable") if found.tied[place]]
-    if judge_again is not None and len(close) > 1 and (others := judge_again(close)):
-        finalists = [row for row in close if all(row.trial in other.scores for other in others)]
-        if len(finalists) > 1:
-            compared, divisions = finalists, [*divisions, *others]
-            found = _compare(compared, divisions, weight, seed)
-    joined = _ensemble(compared, divisions, found, limits, ensemble_seconds, weight, seed)
-    if joined is not None:
-        return [joined[0], *alone], joined[1]
-    tied = [place for place in range(len(compared)) if found.tied[place] and found.behind[place] <= _AS_GOOD]
-    fastest = min(_cost(compared[place]) for place in tied)
-    as_fast = [place for place in tied if _cost(compared[place]) <= _AS_FAST * fastest]
-    chosen = max(as_fast, key=lambda place: (found.quality[place], -place))
-    row = compared[chosen]
-    choice = Choice(
-        trial=row.trial,
-        labelled_weight=weight,
-        best=compared[found.best].trial,
-        behind=float(found.behind[chosen]),
-        error=float(found.error[chosen]),
-        tied=[compared[place].trial for place in tied],
-        wins=float(found.wins[chosen]),
-        algorithm_wins=float(sum(found.wins[i] for i, one in enumerate(compared) if one.algorithm == row.algorithm)),
-        divisions=len(divisions),
-    )
-    chosen_first = sorted(alone, key=lambda one: one.trial != row.trial)
-    return chosen_first, choice
+        return alone, []
+    known = tuple(row for row in finished if row.trial in scores)
+    field = _Field(known, (Division(tuple(selection), scores),), weight, seed)
+    found = field.compare()
+    joined = _ensemble(field, found, limits, ensemble_seconds)
+    if judge_again is not None:
+        members = () if joined is None else joined[0].rows
+        close = [row for row in field.best_first(found, tied=True) if row not in members]
+        others = judge_again([*members, *close]) if len(members) + len(close) > 1 else []
+        again = tuple(row for row in (*members, *close) if all(row.trial in other.scores for other in others))
+        if others and len(again) > 1:
+            field = _Field(again, (*field.divisions, *others), weight, seed)
+            found = field.compare()
+            joined = _ensemble(field, found, limits, ensemble_seconds)
+    choice = _single(field, found)
+    order = sorted(alone, key=lambda one: one.trial != choice.trial)
+    return ([joined[0], *order], [joined[1], choice]) if joined is not None else (order, [choice])
 
 
-def _ensemble(
-    rows: Sequence[TrialRow],
-    divisions: Sequence[Division],
-    found: Comparison,
-    limits: Limits,
-    seconds: float | None,
-    weight: float,
-    seed: int,
-) -> tuple[Candidate, Choice] | None:
-    """The ensemble that is better than the best trial by more than one standard error, if there is one."""
-    best_first = [rows[place] for place in np.argsort(-found.quality, kind="stable")]
-    considered: list[Candidate] = []
-    scores: list[npt.NDArray[np.floating]] = []
-    for candidate in top_trials(best_first):
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """Trials that are compared by what they say of the same pictures."""
+
+    rows: tuple[TrialRow, ...]
+    divisions: tuple[Division, ...]
+    weight: float
+    seed: int
+
+    def compare(self, beside: npt.NDArray[np.floating] | None = None) -> Comparison:
+        """Compare them, and after them scores ``[N]`` of what is no trial; pictures are drawn alike each time."""
+        pictures = [picture for division in self.divisions for picture in division.selection]
+        scores = [np.concatenate([division.scores[row.trial] for division in self.divisions]) for row in self.rows]
+        return compare_trials(
+            np.stack(scores if beside is None else [*scores, beside]),
+            [picture.label for picture in pictures],
+            np.array([picture.synthetic for picture in pictures]),
+            self.weight,
+            divisions=np.repeat(
+                np.arange(len(self.divisions)), [len(division.selection) for division in self.divisions]
+            ),
+            seed=self.seed,
+        )
+
+    def best_first(self, found: Comparison, *, tied: bool = False) -> list[TrialRow]:
+        """The trials by their quality; with ``tied`` only those within one standard error of the best."""
+        order = np.argsort(-found.quality, kind="stable")
+        return [self.rows[place] for place in order if found.tied[place] or not tied]
+
+    def join(self, candidate: Candidate) -> npt.NDArray[np.float64] | None:
+        """``[N]`` scores of an ensemble, standardised within each division; None if they cannot be."""
         parts = [
             join_scores(
                 [division.scores[trial] for trial in candidate.trials],
                 np.array([picture.is_normal for picture in division.selection]),
             )
-            for division in divisions
+            for division in self.divisions
         ]
         whole = [part for part in parts if part is not None]
-        costly = limits.refusal(latency_ms=candidate.latency_ms, memory_mb=candidate.model_mb) is not None
-        if seconds is not None:
-            costly |= 2 * candidate.fit_seconds > seconds
-        if not costly and len(whole) == len(parts):
-            considered.append(candidate)
-            scores.append(np.concatenate(whole))
-    if not considered:
-        return None
-    both = _compare(rows, divisions, weight, seed, beside=scores)
-    place = both.best - len(rows)
-    if place < 0 or both.behind[found.best] <= both.error[found.best]:
-        return None
-    candidate = considered[place]
-    choice = Choice(
-        trial=candidate.trial,
-        labelled_weight=weight,
+        return np.concatenate(whole) if len(whole) == len(parts) else None
+
+
+def _single(field: _Field, found: Comparison) -> Choice:
+    """The trial to be chosen."""
+    rows = field.rows
+    tied = [place for place in range(len(rows)) if found.tied[place] and found.behind[place] <= _AS_GOOD]
+    fastest = min(_cost(rows[place]) for place in tied)
+    as_fast = [place for place in tied if _cost(rows[place]) <= _AS_FAST * fastest]
+    chosen = max(as_fast, key=lambda place: (found.quality[place], -place))
+    algorithm = rows[chosen].algorithm
+    return Choice(
+        trial=rows[chosen].trial,
+        labelled_weight=field.weight,
         best=rows[found.best].trial,
-        behind=-float(both.behind[found.best]),
-        error=float(both.error[found.best]),
-        tied=[],
-        wins=float(both.wins[both.best]),
-        algorithm_wins=float(both.wins[both.best]),
-        divisions=len(divisions),
-        members=list(candidate.trials),
+        behind=float(found.behind[chosen]),
+        error=float(found.error[chosen]),
+        tied=[rows[place].trial for place in tied],
+        wins=float(found.wins[chosen]),
+        algorithm_wins=float(sum(found.wins[place] for place, row in enumerate(rows) if row.algorithm == algorithm)),
+        divisions=len(field.divisions),
     )
-    return candidate, choice
 
 
-def _compare(
-    rows: Sequence[TrialRow],
-    divisions: Sequence[Division],
-    weight: float,
-    seed: int,
-    *,
-    beside: Sequence[npt.NDArray[np.floating]] = (),
-) -> Comparison:
-    """Compare trials, and scores of what is no trial after them."""
-    pictures = [picture for division in divisions for picture in division.selection]
-    of_rows = [np.concatenate([division.scores[row.trial] for division in divisions]) for row in rows]
-    return compare_trials(
-        np.stack([*of_rows, *beside]),
-        [picture.label for picture in pictures],
-        np.array([picture.synthetic for picture in pictures]),
-        weight,
-        divisions=np.repeat(np.arange(len(divisions)), [len(division.selection) for division in divisions]),
-        seed=seed,
-    )
+def _ensemble(
+    field: _Field, found: Comparison, limits: Limits, seconds: float | None
+) -> tuple[Candidate, Choice] | None:
+    """The best of the ensembles that are better than the best trial by more than one standard error."""
+    best = field.rows[found.best]
+    won: tuple[float, Candidate, Choice] | None = None
+    for candidate in top_trials(field.best_first(found)):
+        refusal = limits.refusal(latency_ms=candidate.latency_ms, memory_mb=candidate.model_mb)
+        joined = field.join(candidate)
+        if refusal or joined is None or (seconds is not None and 2 * candidate.fit_seconds > seconds):
+            continue
+        pair = dataclasses.replace(field, rows=(best,)).compare(joined)
+        quality, ahead, error = float(pair.quality[1]), float(pair.behind[0]), float(pair.error[0])
+        if ahead <= error or (won is not None and quality <= won[0]):
+            continue
+        wins = float(field.compare(joined).wins[-1])
+        choice = Choice(
+            trial=candidate.trial,
+            labelled_weight=field.weight,
+            best=best.trial,
+            behind=-ahead,
+            error=error,
+            tied=[],
+            wins=wins,
+            algorithm_wins=wins,
+            divisions=len(field.divisions),
+            members=list(candidate.trials),
+        )
+        won = quality, candidate, choice
+    return won and won[1:]
 
 
 def _cost(row: TrialRow) -> float:

@@ -18,7 +18,7 @@ from autoad.database import Database
 from autoad.errors import UsageError
 from autoad.features import FeatureStore
 from autoad.models.registry import Registry
-from autoad.schema import Champion, SearchResult
+from autoad.schema import Champion, Choice, SearchResult
 from autoad.search.aside import set_aside
 from autoad.search.budget import TRIALS_SHARE, Budget
 from autoad.search.candidate import Candidate
@@ -51,8 +51,8 @@ _ATTEMPTS = 5
 _FINALISTS_SHARE = 0.07
 """Of a search's time, what trials that tie may be judged again for."""
 
-_ENSEMBLE_SHARE = 0.1
-"""Of the time that was asked for, what fitting the trials of an ensemble twice more may take."""
+_ENSEMBLE_SHARE = 1 / 3
+"""Of the time that is left after the trials, what fitting those of an ensemble twice more may take."""
 
 __all__ = ["carry_out"]
 
@@ -100,9 +100,10 @@ def carry_out(
     interrupted = _run_trials(plan, first, selection, search_id, folder, settings, database, lease, listener)
     lease.check()
     rows = rank_trials(database.trials(search_id), plan.objective)
-    champion, choice = None, None
+    champion: Champion | None = None
+    choices: list[Choice] = []
     if not interrupted:
-        finished, choice = choose_trial(
+        finished, choices = choose_trial(
             rows,
             selection,
             SelectionScores(folder),
@@ -110,11 +111,11 @@ def carry_out(
             plan.labelled_weight,
             plan.limits,
             seed=plan.request.seed,
-            ensemble_seconds=_share(_ENSEMBLE_SHARE, plan.request, None),
+            ensemble_seconds=_seconds_for_ensemble(plan.request, lease.spent),
             judge_again=Finalists(
                 _task(plan, selection, settings),
                 folder,
-                _share(_FINALISTS_SHARE, plan.request, lease.spent),
+                _seconds_for_finalists(plan.request, lease.spent),
                 os.cpu_count() or 1,
                 listener.say,
             ).judge_again,
@@ -130,8 +131,8 @@ def carry_out(
     status: Literal["interrupted", "failed", "complete"]
     status = "interrupted" if interrupted else "failed" if champion is None else "complete"
     seconds = round(lease.spent, 1)
-    if champion is None or (choice is not None and choice.trials != champion.trials):
-        choice = None  # another had to take its place, which the notes explain
+    # None where another had to take the chosen one's place, which the notes explain.
+    choice = next((one for one in choices if champion is not None and one.trials == champion.trials), None)
     result = summary.model_copy(
         update={"status": status, "seconds": seconds, "notes": notes, "champion": champion, "choice": choice}
     )
@@ -183,13 +184,18 @@ def _budget(request: SearchRequest, spent: float) -> Budget:
     return Budget(trials, seconds, 1, request.patience, request.trial_timeout, before=spent)
 
 
-def _share(share: float, request: SearchRequest, spent: float | None) -> float | None:
-    """Seconds that are this share of the time asked for, or of what was spent where none was; None for any.
+def _seconds_for_finalists(request: SearchRequest, spent: float) -> float | None:
+    """What judging trials again may take; None where the clock must decide nothing."""
+    if request.deterministic:
+        return None
+    return _FINALISTS_SHARE * (spent if request.seconds is None else request.seconds)
 
-    The clock decides nothing in a deterministic search.
-    """
-    seconds = spent if request.seconds is None else request.seconds
-    return None if request.deterministic or seconds is None else share * seconds
+
+def _seconds_for_ensemble(request: SearchRequest, spent: float) -> float | None:
+    """What fitting the trials of an ensemble twice more may take; None where nobody asked for a time."""
+    if request.deterministic or request.seconds is None:
+        return None
+    return _ENSEMBLE_SHARE * max(0.0, request.seconds - spent)
 
 
 def _memory(task: TrialTask, algorithm: str, config: Mapping[str, Any]) -> int:

@@ -81,7 +81,8 @@ def standardize(candidate: Candidate, task: TrialTask, *, threads: int) -> tuple
     normal = np.array([picture.is_normal for picture in task.selection])
     standards: list[Standard] = []
     scores = np.zeros(len(normal))
-    maps: list[npt.NDArray[np.float32]] = []
+    total: npt.NDArray[np.float32] | None = None
+    drawn = 0
     for row in candidate.rows:
         prediction, peaks = _predict(row, task, threads)
         raw = prediction.scores.numpy().astype(np.float64)
@@ -92,10 +93,15 @@ def standardize(candidate: Candidate, task: TrialTask, *, threads: int) -> tuple
         standards.append(Standard(center=center, spread=spread, **known))
         scores += (raw - center) / spread / len(candidate.rows)
         if prediction.maps is not None:
-            maps.append((prediction.maps.numpy() - np.float32(known["map_center"])) / np.float32(known["map_spread"]))
+            maps = prediction.maps.numpy()
+            maps -= np.float32(known["map_center"])
+            maps /= np.float32(known["map_spread"])
+            total = maps if total is None else np.add(total, maps, out=total)
+            drawn += 1
+    if total is not None:
+        total /= np.float32(drawn)
     judge = Judge(task.selection, task.objective, weight=task.labelled_weight)
-    averaged = np.mean(maps, axis=0) if maps else None
-    return standards, judge.metrics(scores.astype(np.float32), averaged, exact=True)
+    return standards, judge.metrics(scores.astype(np.float32), total, exact=True)
 
 
 def _predict(row: TrialRow, task: TrialTask, threads: int) -> tuple[Prediction, npt.NDArray[np.float64] | None]:

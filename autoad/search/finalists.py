@@ -89,7 +89,7 @@ class Finalists:
         """What trials say of other divisions; none where there is no need or no time.
 
         Args:
-            rows: finished trials close to the best, best first; of many the first few are judged. One that cannot be
+            rows: finished trials; of many the first few are judged. One that cannot be
                 fitted again is left out of the scores.
         """
         divisions = other_divisions(self.task.train, self.task.selection)

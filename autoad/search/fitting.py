@@ -6,14 +6,16 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from autoad.algorithms import Detector
 from autoad.data import Picture
 from autoad.features import EngineChoice, find_weights
-from autoad.models import Backbone, Manifest, Member, Model, Provenance, Standard, save_model
+from autoad.models import Backbone, Member, Model, Provenance, Standard, save_model
 from autoad.search.candidate import Candidate
 from autoad.search.trial import TrialTask, fit_trial
 
-__all__ = ["fit_model", "save_detectors"]
+__all__ = ["describe_detector", "fit_model"]
 
 
 def fit_model(
@@ -39,39 +41,25 @@ def fit_model(
         threads: CPU threads.
         standards: of an ensemble, one for each trial.
     """
-    detectors = [fit_trial(row, task, pictures, threads=threads) for row in candidate.rows]
-    save_detectors(folder, name, detectors, task.engine, provenance, standards=standards)
+    units: Sequence[Standard | None] = standards or [None] * len(candidate.rows)
+    members = [
+        describe_detector(fit_trial(row, task, pictures, threads=threads), task.engine, standard)
+        for row, standard in zip(candidate.rows, units, strict=True)
+    ]
+    save_model(folder, name, members, provenance)
     return Model.load(folder, threads=threads)
 
 
-def save_detectors(
-    folder: Path,
-    name: str,
-    detectors: Sequence[Detector],
-    engine: EngineChoice,
-    provenance: Provenance,
-    *,
-    standards: Sequence[Standard] = (),
-) -> Manifest:
-    """Save fitted detectors as one model, with all that scoring by it takes, not calibrated yet.
+def describe_detector(
+    detector: Detector, engine: EngineChoice, standard: Standard | None = None
+) -> tuple[Member, dict[str, Tensor]]:
+    """A fitted detector as a member of a model: all that scoring by it takes, and its tensors.
 
     Args:
-        folder: of the model.
-        name: of the model.
-        detectors: that were fitted.
-        engine: which ran the backbones over the pictures that they were fitted on.
-        provenance: where it comes from.
-        standards: of several detectors, one for each.
+        detector: that was fitted.
+        engine: which ran the backbone over the pictures that it was fitted on.
+        standard: of a member of an ensemble.
     """
-    units: Sequence[Standard | None] = standards or [None] * len(detectors)
-    members = [
-        (_member(detector, engine, standard), detector.tensors())
-        for detector, standard in zip(detectors, units, strict=True)
-    ]
-    return save_model(folder, name, members, provenance)
-
-
-def _member(detector: Detector, engine: EngineChoice, standard: Standard | None) -> Member:
     needs, backbone = detector.needs, None
     if needs.backbone is not None:
         weights = find_weights(needs.backbone)
@@ -85,7 +73,7 @@ def _member(detector: Detector, engine: EngineChoice, standard: Standard | None)
             engine=engine.name,
             precision=engine.precision,
         )
-    return Member(
+    member = Member(
         algorithm=detector.name,
         kind=detector.kind,
         config=dataclasses.asdict(detector.config),
@@ -96,3 +84,4 @@ def _member(detector: Detector, engine: EngineChoice, standard: Standard | None)
         backbone=backbone,
         standard=standard,
     )
+    return member, detector.tensors()

@@ -17,8 +17,8 @@ from autoad.algorithms._coreset import greedy_coreset
 from autoad.algorithms.patchcore import PatchCore, PatchCoreConfig, embed
 from autoad.data import load_image, read_dataset
 from autoad.features import FeatureStore, choose_engine, head_precision
-from autoad.models import Model, Provenance, write_manifest
-from autoad.search.fitting import save_detectors
+from autoad.models import Model, Provenance, save_model, write_manifest
+from autoad.search.fitting import describe_detector
 from autoad.search.trial import load_inputs
 
 import torch  # isort: skip - after autoad, which says how torch's threads wait
@@ -158,7 +158,7 @@ class Ours:
             evidence="labelled",
         )
         shutil.rmtree(self._scratch / "model", ignore_errors=True)
-        save_detectors(self._scratch / "model", "benchmark", [detector], self._choice, made_by)
+        save_model(self._scratch / "model", "benchmark", [describe_detector(detector, self._choice)], made_by)
         self._model = Model.load(self._scratch / "model", threads=self._threads)
 
 

@@ -58,9 +58,8 @@ def chosen(rows: list[TrialRow], kept: SelectionScores, limits: Limits = Limits(
 
 def test_the_fastest_of_those_that_tie(kept: SelectionScores) -> None:
     rows = [row(0, 1.0, 9.0), row(1, 0.9975, 3.0, algorithm="padim"), row(2, 0.5, 1.0)]
-    order, choice = choose_trial(rows, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0)
+    order, (choice,) = choose_trial(rows, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0)
     assert [one.trial for one in order] == [1, 0, 2]
-    assert choice is not None
     assert (choice.trial, choice.best, choice.tied) == (1, 0, [0, 1])
     assert choice.behind == pytest.approx(1 / 400)
     assert choice.error >= choice.behind
@@ -77,8 +76,7 @@ def test_speed_makes_up_for_a_hundredth_at_most_however_unsure_the_rest_is(kept:
     for trial, scores in ((0, best), (1, behind), (2, less)):
         kept.keep(trial, scores)
     rows = [row(0, 0.95, 9.0), row(2, 0.9425, 5.0), row(1, 0.9375, 3.0)]
-    order, choice = choose_trial(rows, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0)
-    assert choice is not None
+    order, (choice,) = choose_trial(rows, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0)
     assert choice.error > 0.03
     assert ([one.trial for one in order], choice.tied) == ([2, 0, 1], [0, 2])
 
@@ -99,14 +97,14 @@ def test_scores_that_are_lost_or_of_other_pictures_only_keep_a_trial_from_tying(
     kept.keep(3, NEARLY[:-1])
     assert chosen(rows, kept) == [0, 1, 3, 7]
     (tmp_path / "selection" / "0.npy").unlink()
-    order, choice = choose_trial(rows, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0)
-    assert ([one.trial for one in order], choice) == ([0, 1, 3, 7], None)
+    order, choices = choose_trial(rows, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0)
+    assert ([one.trial for one in order], choices) == ([0, 1, 3, 7], [])
 
 
 def test_another_objective_is_taken_at_its_word(kept: SelectionScores) -> None:
     rows = [row(0, 1.0, 9.0), row(1, 0.9975, 3.0)]
-    order, choice = choose_trial(rows, SELECTION, kept, "aupro", 1.0, Limits(), seed=0)
-    assert ([one.trial for one in order], choice) == ([0, 1], None)
+    order, choices = choose_trial(rows, SELECTION, kept, "aupro", 1.0, Limits(), seed=0)
+    assert ([one.trial for one in order], choices) == ([0, 1], [])
 
 
 def test_trials_beyond_the_limits_and_unfinished_ones_are_left_out(kept: SelectionScores) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,12 +77,15 @@ def test_scores_are_averaged_in_units_of_the_normals() -> None:
 
 def test_an_ensemble_that_is_clearly_better_is_chosen(tmp_path: Path) -> None:
     kept = keep(tmp_path, ONE, UNITS, THIRD)
-    order, choice = choose_trial(ROWS, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0)
+    order, (choice, single) = choose_trial(ROWS, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0)
     alone = [auroc(scores) for scores in (ONE, OTHER, THIRD)]
     best = int(np.argmax(alone))
     assert sorted(order[0].trials) == [0, 1, 2]
-    assert [one.trials for one in order[1:]] == [(0,), (1,), (2,)]
-    assert choice is not None
+    # Should it come to nothing, the search goes on as if there had been none.
+    without, (alone_chosen,) = choose_trial(
+        ROWS, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0, ensemble_seconds=-1.0
+    )
+    assert (order[1:], single) == (without, alone_chosen)
     assert choice.members == list(order[0].trials)
     assert choice.members[0] == choice.trial == choice.best == best
     joined = join_scores([ONE, UNITS, THIRD], NORMAL)
@@ -116,10 +120,10 @@ def test_it_must_keep_to_the_limits_as_a_whole_and_be_fitted_in_time(
 def test_what_is_not_clearly_better_leaves_the_best_trial(tmp_path: Path) -> None:
     """Two that say the same gain nothing together; neither do two of one algorithm, whatever they say."""
     kept = keep(tmp_path, ONE, ONE, THIRD)
-    order, choice = choose_trial(ROWS[:2], SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0)
-    assert ([one.trials for one in order], choice and choice.members) == ([(0,), (1,)], [])
+    order, (choice,) = choose_trial(ROWS[:2], SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0)
+    assert ([one.trials for one in order], choice.members) == ([(0,), (1,)], [])
     same = [one.model_copy(update={"algorithm": "dfm"}) for one in ROWS]
-    order, choice = choose_trial(
+    order, (choice,) = choose_trial(
         same, SELECTION, keep(tmp_path, ONE, UNITS, THIRD), "image_auroc", 1.0, Limits(), seed=0
     )
     assert [len(one.rows) for one in order] == [1, 1, 1]
@@ -129,12 +133,27 @@ def test_where_close_trials_are_judged_again_the_mean_over_divisions_decides(tmp
     """On the first division together they are better; on the others the first alone is right."""
     kept = keep(tmp_path, ONE, UNITS, THIRD)
     others = [Division(tuple(SELECTION), {0: SEPARATED, 1: -OTHER, 2: -THIRD}) for _ in range(2)]
-    order, choice = choose_trial(
+    order, (choice,) = choose_trial(
         ROWS, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0, judge_again=lambda _: others
     )
-    assert choice is not None
     assert choice.divisions == 3
     assert len(order[0].rows) == 1
+
+
+def test_an_ensemble_that_wins_is_judged_again_with_those_that_are_close(tmp_path: Path) -> None:
+    """Its members are asked first, for of many only some are."""
+    kept = keep(tmp_path, ONE, UNITS, THIRD, ONE)
+    rows = [*ROWS, row(3, 0.9, 4.0, algorithm="dfm")]
+    asked: list[int] = []
+
+    def again(close: Sequence[TrialRow]) -> list[Division]:
+        asked.extend(one.trial for one in close)
+        return [Division(tuple(SELECTION), {0: ONE, 1: UNITS, 2: THIRD, 3: ONE})]
+
+    order, (choice, _) = choose_trial(rows, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0, judge_again=again)
+    assert sorted(choice.members) == [0, 1, 2]
+    assert asked == [*choice.members, 3]
+    assert (order[0].trials, choice.divisions) == (tuple(choice.members), 2)
 
 
 # The finished model

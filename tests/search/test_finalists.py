@@ -124,12 +124,11 @@ def test_the_mean_over_divisions_decides(tmp_path: Path) -> None:
         asked.extend(one.trial for one in ties)
         return [Division(tuple(SELECTION), {0: SEPARATED, 1: -SEPARATED})]
 
-    order, choice = choose_trial(rows, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0)
-    assert ([one.trial for one in order], choice and choice.divisions) == ([1, 0], 1)
-    order, choice = choose_trial(rows, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0, judge_again=again)
+    order, (choice,) = choose_trial(rows, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0)
+    assert ([one.trial for one in order], choice.divisions) == ([1, 0], 1)
+    order, (choice,) = choose_trial(rows, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0, judge_again=again)
     assert asked == [0, 1]
     assert [one.trial for one in order] == [0, 1]
-    assert choice is not None
     assert (choice.trial, choice.tied, choice.divisions, choice.wins) == (0, [0], 2, 1.0)
 
 
@@ -138,8 +137,8 @@ def test_one_of_two_that_is_left_does_not_win_by_that(tmp_path: Path) -> None:
     kept.keep(0, SEPARATED)
     kept.keep(1, SEPARATED)
     rows = [row(0, 1.0, 9.0), row(1, 1.0, 3.0)]
-    order, choice = choose_trial(
+    order, (choice,) = choose_trial(
         rows, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0,
         judge_again=lambda _: [Division(tuple(SELECTION), {0: SEPARATED})],
     )  # fmt: skip
-    assert ([one.trial for one in order], choice and choice.divisions) == ([1, 0], 1)
+    assert ([one.trial for one in order], choice.divisions) == ([1, 0], 1)

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -425,11 +426,48 @@ def test_a_picture_goes_once_through_an_engine_that_several_members_share(plant:
     assert [len(call) for call in engine.calls] == [1, 1], "once in the batcher, once in score"
 
 
-def test_one_member_that_fails_fails_the_picture_and_no_other(plant: Any, models: Models, ensemble: Path) -> None:
+class Watched:
+    """Tells how many of the arrays that it gave are still held when it is asked for more."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._given: list[weakref.ref[Any]] = []
+        self.held: list[int] = []
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> Any:
+        self.held.append(self.count())
+        features = {stage: np.array(maps) for stage, maps in self._engine(pixels).items()}
+        self._given += [weakref.ref(maps) for maps in features.values()]
+        return features
+
+    def count(self) -> int:
+        return sum(ref() is not None for ref in self._given)
+
+
+def test_features_go_as_soon_as_a_picture_is_answered(plant: Any, ensemble: Path) -> None:
+    """A request of many pictures keeps its jobs until the last is answered; what engines made of them is large."""
     model = Model.load(ensemble)
-    engine = CountingEngine(model.parts[0].engine)
+    engines = [Watched(part.engine) for part in model.parts]
+    model.parts = tuple(Part(part.detector, cast(Any, one)) for part, one in zip(model.parts, engines, strict=True))
+
+    async def main(batcher: Batcher) -> None:
+        await batcher.score(model, [plant.pictures[0]] * 12)
+        await until(lambda: not any(one.count() for one in engines))
+
+    run(main, threads=1, max_batch=2)
+    for one in engines:
+        assert one.held == [0] * 6
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_one_member_that_fails_fails_the_picture_and_no_other(
+    plant: Any, models: Models, ensemble: Path, place: int
+) -> None:
+    model = Model.load(ensemble)
+    parts = [Part(part.detector, cast(Any, CountingEngine(part.engine))) for part in model.parts]
+    engine = cast(CountingEngine, parts[place].engine)
     engine.failure = RuntimeError("no memory")
-    model.parts = (Part(model.parts[0].detector, cast(Any, engine)), *model.parts[1:])
+    model.parts = tuple(parts)
 
     async def main(batcher: Batcher) -> None:
         broken = asyncio.create_task(batcher.score(model, plant.pictures[:1]))
@@ -439,3 +477,5 @@ def test_one_member_that_fails_fails_the_picture_and_no_other(plant: Any, models
             await broken
 
     run(main)
+    seen = [cast(CountingEngine, part.engine).seen for part in parts]
+    assert seen == [1 if number <= place else 0 for number in range(3)], "those after it are not asked any more"
