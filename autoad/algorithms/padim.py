@@ -23,6 +23,14 @@ __all__ = ["PaDiM", "PaDiMConfig"]
 _PLACES = 256
 """Places whose Gaussians are computed at a time; those of one cell of the deepest stage, if they are more."""
 
+_FEWEST = 20
+"""Training pictures from which one can be told to be an outlier."""
+
+_SPREAD = 0.05
+"""Deviation of the logarithms of distances that is assumed at least: many channels make all distances alike."""
+
+_LEAST = 1e-9
+
 
 @dataclasses.dataclass(frozen=True)
 class PaDiMConfig:
@@ -34,6 +42,8 @@ class PaDiMConfig:
         stages: whose features are joined, at the first one's resolution.
         n_features: channels drawn at random from all of them; all, when there are not as many.
         regularization: added to the variance of each channel.
+        outlier_deviations: robust standard deviations from which a training picture is left out of the Gaussian of a
+            place; 0 leaves none out, as the paper does.
         sigma: of the map's Gaussian blur, in pixels. Read at prediction.
     """
 
@@ -42,6 +52,7 @@ class PaDiMConfig:
     stages: tuple[int, ...] = (1, 2, 3)
     n_features: int = 100
     regularization: float = 0.01
+    outlier_deviations: float = 6.0
     sigma: float = 4.0
 
     def __post_init__(self) -> None:
@@ -49,6 +60,7 @@ class PaDiMConfig:
         require(self.image_size >= 32, "padim.image_size", "at least 32 pixels", self.image_size)
         require(self.n_features >= 1, "padim.n_features", "at least 1", self.n_features)
         require(self.regularization > 0, "padim.regularization", "above 0", self.regularization)
+        require(self.outlier_deviations >= 0, "padim.outlier_deviations", "0 (none) or more", self.outlier_deviations)
         require(self.sigma >= 0, "padim.sigma", "0 (no blur) or more", self.sigma)
 
 
@@ -95,6 +107,11 @@ class PaDiM(Detector):
     its squared distance is the sum of theirs. A factor is the same at all places that lie in the same cells of its own
     and the deeper stages, so it is computed, kept and evaluated once for all of them: the distance is the same, and
     with strides 4, 8 and 16 it takes a fifth of the numbers that a matrix for each place would be.
+
+    A defect among the training pictures would widen the Gaussian in its own direction, at its own places, and hide all
+    like it. So a picture that lies far from the others at a place is left out there, and the Gaussian estimated again
+    (reweighting, as in Rousseeuw and Leroy, "Robust Regression and Outlier Detection", 1987). What is far is judged by
+    the distance that it would have if it had not been among them: its logarithm, beside those of the others.
     """
 
     name = "padim"
@@ -139,7 +156,11 @@ class PaDiM(Detector):
         deepest = len(groups[0].cells)
         step = max(1, _PLACES * deepest // len(groups[0].places))
         for start in range(0, deepest, step):
-            self._fit_cells(train, groups, start, min(start + step, deepest))
+            cells = torch.arange(start, min(start + step, deepest))
+            outlying = self._fit_cells(train, groups, cells)
+            again = cells[outlying.any(1)]
+            if len(again) > 0:
+                self._fit_cells(train, groups, again, outlying[outlying.any(1)])
         yield Progress(1, 1)
 
     @torch.no_grad()
@@ -214,38 +235,68 @@ class PaDiM(Detector):
     def _groups(self, channels: Mapping[int, Tensor], shapes: Shapes) -> tuple[_Groups, ...]:
         return _group(shapes[self.config.stages[0]][:2], tuple(shapes[stage][:2] for stage in channels))
 
-    def _fit_cells(self, train: Inputs, groups: Sequence[_Groups], first: int, last: int) -> None:
-        """Estimate the factors of all stages for some consecutive groups of the deepest one."""
+    def _fit_cells(
+        self, train: Inputs, groups: Sequence[_Groups], cells: Tensor, outlying: Tensor | None = None
+    ) -> Tensor:
+        """Estimate the factors of all stages for some groups of the deepest one.
+
+        Args:
+            train: the training pictures.
+            groups: of all stages, deepest first.
+            cells: ``[C]`` groups of the deepest stage, ascending.
+            outlying: ``[C, N]`` pictures that are left out; None for none, and then outliers are looked for.
+
+        Returns:
+            ``[C, N]`` pictures that lie far from the others at a place of that group.
+        """
         device = self.runtime.device
         # The deeper stages' features without their correlations. Regression on them takes no inverse, and float64 keeps
         # the regulariser from drowning in the rounding errors of large variances.
-        white = torch.empty(last - first, len(train), 0, dtype=torch.float64, device=device)
+        white = torch.empty(len(cells), len(train), 0, dtype=torch.float64, device=device)
+        squares = white.new_zeros(len(cells), len(train))
+        weights = None if outlying is None else (~outlying).to(white.dtype)[:, :, None]
+        robust = outlying is None and self.config.outlier_deviations > 0 and len(train) >= _FEWEST
+        within, origin = cells, torch.arange(len(cells))
         for (stage, channels), group in zip(fitted(self._channels, self.name).items(), groups, strict=True):
-            start, stop = torch.searchsorted(group.parents, torch.tensor([first, last])).tolist()
-            white = white[group.parents[start:stop].to(device) - first]
-            first, last = start, stop
-            values = _values(train, stage, group.cells[first:last], channels)
+            chosen = torch.isin(group.parents, within).nonzero()[:, 0]
+            parents = torch.searchsorted(within, group.parents[chosen])
+            within, origin = chosen, origin[parents]
+            white = white[parents.to(device)]
+            values = _values(train, stage, group.cells[chosen], channels)
             features = values.to(device, torch.float64).transpose(0, 1)
-            mean = features.mean(1)
-            features = features - mean[:, None]
-            rows = self._whiten(features, white)
-            self._means[stage][first:last] = mean
-            self._whiteners[stage][first:last] = rows
-            if stage != self.config.stages[0]:
-                white = torch.cat([white, torch.bmm(torch.cat([white, features], dim=2), rows.mT)], dim=2)
+            shares = None if weights is None else weights[origin.to(device)]
+            count = features.shape[1] if shares is None else shares.sum(1, keepdim=True)
+            mean = (features if shares is None else features * shares).sum(1, keepdim=True) / count
+            features = features - mean
+            rows = self._whiten(features if shares is None else features * shares, white, count)
+            self._means[stage][chosen] = mean[:, 0].to(torch.float32)
+            self._whiteners[stage][chosen] = rows.to(torch.float32)
+            last = stage == self.config.stages[0]
+            if last and not robust:
+                break
+            link, own = rows[:, :, : white.shape[2]], rows[:, :, white.shape[2] :]
+            whitened = torch.baddbmm(torch.bmm(white, link.mT), features, own.mT)
+            squares = squares[parents.to(device)] + whitened.square().sum(2)
+            if not last:
+                white = torch.cat([white, whitened], dim=2)
+        found = torch.zeros(len(cells), len(train), dtype=torch.bool)
+        if robust:
+            places, pictures = _outliers(squares, self.config.outlier_deviations).cpu().nonzero(as_tuple=True)
+            found[origin[places], pictures] = True
+        return found
 
-    def _whiten(self, features: Tensor, white: Tensor) -> Tensor:
+    def _whiten(self, features: Tensor, white: Tensor, pictures: int | Tensor) -> Tensor:
         """What takes correlations out of features, and with the deeper stages'.
 
         Args:
-            features: ``[G, N, F]`` of the training pictures, of mean zero.
+            features: ``[G, N, F]`` of the training pictures, of mean zero; zero for those that are left out.
             white: ``[G, N, D]`` of the deeper stages, whitened.
+            pictures: how many are not left out, in all groups or ``[G, 1, 1]`` in each.
 
         Returns:
             ``[G, F, D + F]``, the inverse Cholesky factor of the covariance given ``white``: times minus the regression
             on that, and itself.
         """
-        pictures = features.shape[1]
         own, link = (torch.bmm(features.mT, other).div_(pictures - 1) for other in (features, white))
         own.diagonal(dim1=1, dim2=2).add_(self.config.regularization)
         factor, failed = torch.linalg.cholesky_ex(torch.baddbmm(own, link, link.mT, alpha=-1))
@@ -270,6 +321,17 @@ class PaDiM(Detector):
             white = torch.cat([white, torch.bmm(self._whiteners[stage], joined)[:, :, 0]], dim=1)
         distances: Tensor = torch.linalg.vector_norm(white, dim=1)
         return distances[groups[-1].places]
+
+
+def _outliers(squares: Tensor, deviations: float) -> Tensor:
+    """``[G, N]`` which pictures lie far from the others, by the squares ``[G, N]`` of their Mahalanobis distances."""
+    count = squares.shape[1]
+    # Without the picture itself the covariance has a rank of one less (Sherman and Morrison).
+    alone = squares / (1 - squares * count / (count - 1) ** 2).clamp_min(_LEAST)
+    distances = alone.clamp_min(_LEAST).log().div_(2)
+    middle = distances.median(1, keepdim=True).values
+    spread = 1.4826 * (distances - middle).abs().median(1, keepdim=True).values
+    return distances > middle + deviations * spread.clamp_min(_SPREAD)
 
 
 def _shapes(batch: Inputs) -> dict[int, tuple[int, int, int]]:

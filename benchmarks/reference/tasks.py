@@ -51,7 +51,7 @@ TASKS = (
     Task(
         "PaDiM",
         "padim",
-        {},
+        {"outlier_deviations": 0.0},
         _pretrained(1, 2, 3, n_features=100),
         goal={"fit": 5, "predict 1": 5, "predict 16": 5},
     ),

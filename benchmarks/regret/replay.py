@@ -145,10 +145,14 @@ def by_evidence(*, blend: bool = True, ties: bool = True, margin: float = 0.01, 
     def rule(grid: Grid, labelled: _Array, seed: int) -> _Array:
         found = _compare(grid, labelled, seed, blend=blend)
         if ensembles:
-            mixed = np.concatenate([_mean_of(grid, _best(grid, found, count, distinct=True)) for count in (2, 3)])
-            both = _compare(grid, labelled, seed, scores=np.concatenate([grid.scores[[found.best]], mixed]))
-            if both.best > 0 and both.behind[0] > both.error[0]:
-                return mixed[[both.best - 1]]
+            won: list[tuple[float, _Array]] = []
+            for count in (2, 3):
+                mixed = _mean_of(grid, _best(grid, found, count, distinct=True))
+                pair = _compare(grid, labelled, seed, scores=np.concatenate([grid.scores[[found.best]], mixed]))
+                if pair.behind[0] > pair.error[0]:
+                    won.append((float(pair.quality[1]), mixed))
+            if won:
+                return max(won, key=lambda one: one[0])[1]
         if not ties:
             return _chosen(len(grid.scores), found.best)
         latency = np.array([row["latency_ms"] for row in grid.configurations])

@@ -27,7 +27,7 @@ def clouds(count: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Inp
 
 
 def fit(train: Inputs, seed: int = 0, **config: object) -> PaDiM:
-    detector = PaDiM(PaDiMConfig(**config), seed=seed)
+    detector = PaDiM(PaDiMConfig(**{"outlier_deviations": 0.0} | config), seed=seed)
     assert len(list(detector.fit(train))) == 1
     return detector
 
@@ -127,6 +127,63 @@ def test_what_cannot_be_is_refused() -> None:
     features = {s: torch.zeros(1).expand(200, 300, 224 >> s, 224 >> s) for s in (1, 2, 3)}
     with pytest.raises(TrialError, match=r"padim's covariances must be at most 4 GiB but got 5\.\d+ GiB: lower n_feat"):
         fit(Inputs((448, 448), features), n_features=550)
-    for wrong in ({"regularization": 0.0}, {"stages": [2, 1]}, {"n_features": 0}, {"sigma": -1.0}):
+    for wrong in (
+        {"regularization": 0.0},
+        {"stages": [2, 1]},
+        {"n_features": 0},
+        {"outlier_deviations": -1.0},
+        {"sigma": -1.0},
+    ):
         with pytest.raises(UsageError, match=rf"padim.{next(iter(wrong))} must be .* but got"):
             PaDiMConfig(**wrong)
+
+
+def test_a_picture_that_is_odd_at_a_place_is_left_out_there_alone() -> None:
+    """Two pictures, each in one cell of the deepest stage, and in the channels of the first."""
+    train = clouds(60, 0)
+    train.features[1][0, :, 1, 1] += 30
+    train.features[1][1, :, 8, 12] += 30
+    robust, plain = (fit(train, n_features=24, sigma=0.0, outlier_deviations=limit) for limit in (6.0, 0.0))
+    test = clouds(2, 1)
+    test.features[1][:, :, 1, 1] += 30
+    found, usual = (detector.measure(test, (detector.config,))[0] for detector in (robust, plain))
+    rows, columns = np.arange(9) * 3 // 9, np.arange(13) * 4 // 13
+    cells = [np.ix_(rows == 0, columns == 0), np.ix_(rows == 2, columns == 3)]
+    elsewhere = np.ones(SHAPES[1][:2], dtype=bool)
+    for odd, cell in enumerate(cells):
+        without = fit(train[[n for n in range(60) if n != odd]], n_features=24, sigma=0.0)
+        expected = without.measure(test, (without.config,))[0]
+        inside = np.zeros_like(elsewhere)
+        inside[cell] = True
+        np.testing.assert_allclose(found[:, inside], expected[:, inside], rtol=1e-4)
+        elsewhere &= ~inside
+    assert elsewhere.sum() == 117 - 12 - 9
+    np.testing.assert_array_equal(found[:, elsewhere], usual[:, elsewhere])
+    assert (found[:, 1, 1] > 5 * usual[:, 1, 1]).all()
+
+
+def test_of_few_pictures_none_is_left_out_and_of_equal_ones_neither() -> None:
+    few = clouds(19, 0)
+    few.features[1][0] += 100
+    alike = Inputs((36, 52), {stage: maps[:1].expand(30, -1, -1, -1) for stage, maps in clouds(1, 0).features.items()})
+    test = clouds(2, 1)
+    for train in (few, alike):
+        one, other = (fit(train, n_features=24, outlier_deviations=limit).predict(test) for limit in (6.0, 0.0))
+        assert torch.equal(one.maps, other.maps)
+
+
+def test_of_pictures_of_one_kind_hardly_any_is_left_out() -> None:
+    train = clouds(60, 0)
+    detector = PaDiM(PaDiMConfig(n_features=24), seed=0)
+    counted: list[float] = []
+    original = PaDiM._fit_cells
+
+    def count(self, *arguments):
+        found = original(self, *arguments)
+        counted.append(float(found.float().mean()))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PaDiM, "_fit_cells", count)
+        list(detector.fit(train))
+    assert counted[0] < 0.01

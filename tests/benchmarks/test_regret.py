@@ -111,8 +111,7 @@ def test_an_ensemble_is_taken_where_it_must_or_wins(replay: Any, grid: Any) -> N
         scores[row] *= 10.0**row
     grid = replay.Grid(grid.name, grid.configurations, grid.groups, grid.labels, scores.astype(np.float32))
     alone = np.mean(replay.regret(grid, replay.by_evidence(ties=False), 10))
-    for must_win in (False, True):
-        together = np.mean(replay.regret(grid, replay.ensemble(distinct=True, must_win=must_win), 10))
-        assert together < alone - 0.1
+    for rule in (replay.ensemble(distinct=True), replay.by_evidence(ensembles=True)):
+        assert np.mean(replay.regret(grid, rule, 10)) < alone - 0.1
     same = replay.Grid(grid.name, grid.configurations, grid.groups, grid.labels, np.repeat(grid.scores[:1], 4, axis=0))
-    assert replay.ensemble(distinct=False, must_win=True)(same, defective[-10:], 0).ndim == 1, "it is no better"
+    assert replay.by_evidence(ensembles=True)(same, defective[-10:], 0).ndim == 1, "it is no better"
