@@ -18,8 +18,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import threading
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +27,7 @@ from PIL import Image, UnidentifiedImageError
 
 from autoad.data._picture import Picture
 from autoad.errors import DatasetError, FileStoreError, ImageTooLargeError, UnreadableImageError
+from autoad.quiet import Quiet
 
 __all__ = ["MAX_PIXELS", "Inspection", "decode_image", "inspect_image", "load_image", "load_mask", "resize_image"]
 
@@ -50,34 +49,7 @@ _UPRIGHT = {
 }
 
 
-class _QuietPillow:
-    """Silences Pillow's warnings while any thread decodes.
-
-    ``warnings.catch_warnings`` alone is unsafe here: threads that leave it in another order than they entered it
-    restore each other's filters. The first thread in and the last one out do it for all.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._saved = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._saved = warnings.catch_warnings()
-                self._saved.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-            self._inside += 1
-
-    def __exit__(self, *exc: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._saved.__exit__(None, None, None)
-
-
-_quiet_pillow = _QuietPillow()
+_quiet_pillow = Quiet(module=r"PIL\.")
 
 
 def decode_image(data: bytes, *, max_pixels: int | None = None) -> NDArray[np.uint8]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 from autoad.features.backbones import NormalisedBackbone
 from autoad.features.kept import keep, recall
 from autoad.features.weights import Weights
+from autoad.quiet import Quiet
 
 __all__ = ["compile_backbone"]
 
@@ -66,7 +65,7 @@ def _convert(weights: Weights, stages: Sequence[int], image_size: tuple[int, int
 
     network = NormalisedBackbone(weights.backbone, stages, weights).eval()
     example = torch.zeros(1, *image_size, 3, dtype=torch.uint8)
-    with torch.no_grad(), _quiet_tracer():
+    with torch.no_grad(), Quiet():  # sizes that the tracer warns of are fixed anyway
         traced = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))  # type: ignore[no-untyped-call]
     decoder = TorchScriptPythonDecoder(traced)  # the front end does not keep it alive
     front_end = FrontEndManager().load_by_framework("pytorch")
@@ -76,11 +75,3 @@ def _convert(weights: Weights, stages: Sequence[int], image_size: tuple[int, int
     parameter.set_partial_shape(openvino.PartialShape(list(example.shape)))
     model.validate_nodes_and_infer_types()
     return model
-
-
-@contextlib.contextmanager
-def _quiet_tracer() -> Iterator[None]:
-    """Trace without the tracer's warnings: sizes that it fixes in the graph are fixed anyway."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

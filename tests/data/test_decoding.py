@@ -18,6 +18,7 @@ from scipy import ndimage
 from autoad.data import Picture, decode_image, decoding, load_image, load_mask, resize_image
 from autoad.data.decoding import decode_mask, inspect_image
 from autoad.errors import DatasetError, UnreadableImageError
+from autoad.quiet import Quiet
 
 PIXELS = np.random.default_rng(0).integers(0, 256, size=(9, 14, 3), dtype=np.uint8)
 
@@ -231,6 +232,19 @@ def test_warnings_filters_survive_many_threads() -> None:
         decoded = list(pool.map(decode_image, [data] * 64))
     assert all(np.array_equal(image, PIXELS) for image in decoded)
     assert warnings.filters == before
+
+
+def test_what_one_thread_ignores_stays_ignored_when_another_is_done() -> None:
+    """As a backbone is traced, which warns of much, while pictures are decoded."""
+    before = list(warnings.filters)
+    first, second = Quiet(module=r"PIL\."), Quiet()
+    first.__enter__()
+    with second:
+        first.__exit__()
+        warnings.warn("of no interest", FutureWarning, stacklevel=1)
+    assert warnings.filters == before
+    with pytest.raises(FutureWarning):
+        warnings.warn("again of interest", FutureWarning, stacklevel=1)
 
 
 @settings(max_examples=40, deadline=None)

@@ -6,20 +6,23 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 import autoad
 from autoad.algorithms import get_algorithm
-from autoad.data import GOOD
+from autoad.data import GOOD, Picture
 from autoad.database import Database
 from autoad.errors import ArtifactError, TrialError
 from autoad.evaluation import image_metrics
 from autoad.models import Model, Provenance, read_manifest, write_manifest
 from autoad.models.parity import read_parity
 from autoad.models.registry import Registry
-from autoad.schema import TrialRow
+from autoad.report import write_report
+from autoad.schema import Choice, TrialRow
+from autoad.search import SearchRequest, champion, choice, course, run_search
 from autoad.search.candidate import Candidate
 from autoad.search.champion import Finisher
 from autoad.search.choice import Limits, choose_trial
@@ -27,9 +30,10 @@ from autoad.search.course import _task
 from autoad.search.ensemble import join_scores, standardize, top_trials
 from autoad.search.finalists import Division
 from autoad.search.fitting import fit_model
-from autoad.search.plan import Plan, SearchRequest, make_plan
+from autoad.search.lease import Lease
+from autoad.search.plan import Plan, make_plan
 from autoad.search.selection_scores import SelectionScores
-from autoad.search.trial import TrialTask
+from autoad.search.trial import TrialTask, TrialWorker
 from autoad.settings import Settings
 from tests.search.test_choice import COUNT, SELECTION, SEPARATED, row
 
@@ -239,6 +243,12 @@ def test_the_model_is_the_mean_of_its_members_in_their_units(task: TrialTask, tm
     assert last[0, 0] == pytest.approx(np.mean(corner), abs=1e-3)
 
 
+def test_drawn_defects_are_no_good_pictures_and_metrics_are_of_labelled_ones(task: TrialTask) -> None:
+    drawn = [dataclasses.replace(one, label="scratch", synthetic=True) for one in task.selection if not one.is_normal]
+    both = dataclasses.replace(task, selection=(*task.selection, *drawn[:3]), labelled_weight=0.5)
+    assert standardize(MEMBERS, both, threads=1) == standardize(MEMBERS, task, threads=1)
+
+
 def test_a_member_that_says_the_same_of_all_good_pictures_is_refused(task: TrialTask) -> None:
     one = next(picture for picture in task.selection if picture.is_normal)
     alike = dataclasses.replace(task, selection=(one, one, *(p for p in task.selection if not p.is_normal)))
@@ -302,3 +312,74 @@ def test_it_becomes_a_champion_like_any_other(plan: Plan, task: TrialTask, setti
         with pytest.raises(ArtifactError, match="cannot be combined"):
             Model.load(copy)
         shutil.rmtree(copy)
+
+
+# A whole search
+
+
+class Quiet:
+    """Keeps what a search says; hears nothing else."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def __getattr__(self, name: str) -> object:
+        return lambda *_, **__: None
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_search_makes_it_its_champion_or_else_the_trial_that_it_would_have_chosen(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """The trials run here instead of in Ray's workers; that the ensemble wins is decided here, too."""
+    monkeypatch.setenv("AUTOAD_DATA_DIR", str(tmp_path / "data"))
+    members = list(MEMBERS.rows[:2])
+
+    def run_trials(
+        plan: Plan, first: object, selection: Sequence[Picture], search_id: str, folder: Path, settings: Settings,
+        database: Database, lease: Lease, *_: object,
+    ) -> bool:  # fmt: skip
+        worker = TrialWorker(_task(plan, selection, settings))
+        for place, one in enumerate(members):
+            report = list(worker.run(one.algorithm, one.config))[-1]
+            lease.write_trial(
+                one.model_copy(update={"trial": place, "objective": report.objective, "validation": report.validation})
+            )
+            SelectionScores(folder).keep(place, report.scores)
+        return False
+
+    def wins(field: choice._Field, found: object, limits: Limits, seconds: float | None) -> tuple[Candidate, Choice]:
+        assert seconds is None
+        both = Candidate(field.rows)
+        return both, choice._single(field, field.compare()).model_copy(
+            update={"trial": both.trial, "members": list(both.trials)}
+        )
+
+    monkeypatch.setattr(course, "_run_trials", run_trials)
+    monkeypatch.setattr(choice, "_ensemble", wins)
+    if fails:
+        monkeypatch.setattr(champion, "standardize", lambda *_, **__: (_ for _ in ()).throw(TrialError("no spread")))
+    listener = Quiet()
+    request = SearchRequest(
+        data=demo, algorithms=("dfkde", "padim"), trials=2, seconds=None, name="both", keep_suspicious=True
+    )
+    result = run_search(request, cast(Any, listener))
+    assert result.status == "complete"
+    assert result.champion is not None
+    assert result.choice is not None
+    assert result.champion.trials == result.choice.trials
+    if fails:
+        assert result.champion.members == []
+        assert any("could not be refitted: no spread" in note for note in result.notes)
+        assert result.champion.trial in result.choice.tied
+    else:
+        assert sorted(result.champion.trials) == [0, 1]
+        manifest = read_manifest(Path(result.champion.model))
+        assert [member.algorithm for member in manifest.members] == result.champion.algorithm.split(" + ")
+        page = write_report(result, tmp_path / "report.html").read_text()
+        assert page.count("(champion, with others)") == 2
+        assert "Detector 1 of 2" in page
+        assert "Detector 2 of 2" in page
