@@ -26,6 +26,9 @@ _PLACES = 256
 _FEWEST = 20
 """Training pictures from which one can be told to be an outlier."""
 
+_MOST_OUTLYING = 0.5
+"""Share of the pictures that may be left out at a cell of the deepest stage, by any of its places."""
+
 _SPREAD = 0.05
 """Deviation of the logarithms of distances that is assumed at least: many channels make all distances alike."""
 
@@ -247,7 +250,7 @@ class PaDiM(Detector):
             outlying: ``[C, N]`` pictures that are left out; None for none, and then outliers are looked for.
 
         Returns:
-            ``[C, N]`` pictures that lie far from the others at a place of that group.
+            ``[C, N]`` pictures that lie far from the others at a place of that group; none where most do somewhere.
         """
         device = self.runtime.device
         # The deeper stages' features without their correlations. Regression on them takes no inverse, and float64 keeps
@@ -283,6 +286,7 @@ class PaDiM(Detector):
         if robust:
             places, pictures = _outliers(squares, self.config.outlier_deviations).cpu().nonzero(as_tuple=True)
             found[origin[places], pictures] = True
+            found[found.float().mean(1) > _MOST_OUTLYING] = False  # most are no exceptions: each place has its own
         return found
 
     def _whiten(self, features: Tensor, white: Tensor, pictures: int | Tensor) -> Tensor:

@@ -172,6 +172,19 @@ def test_of_few_pictures_none_is_left_out_and_of_equal_ones_neither() -> None:
         assert torch.equal(one.maps, other.maps)
 
 
+def test_where_most_pictures_are_far_somewhere_all_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each place's outliers are few, but all places of a cell may have had others."""
+    train, test = clouds(30, 0), clouds(2, 1)
+    plain = fit(train, n_features=24).predict(test)
+
+    def others(squares: torch.Tensor, deviations: float) -> torch.Tensor:
+        places, pictures = squares.shape
+        return torch.arange(pictures) % 3 == torch.arange(places)[:, None] % 3
+
+    monkeypatch.setattr("autoad.algorithms.padim._outliers", others)
+    assert torch.equal(fit(train, n_features=24, outlier_deviations=6.0).predict(test).maps, plain.maps)
+
+
 def test_of_pictures_of_one_kind_hardly_any_is_left_out() -> None:
     train = clouds(60, 0)
     detector = PaDiM(PaDiMConfig(n_features=24), seed=0)
