@@ -32,7 +32,7 @@ from autoad.features import EnginePool, SharedEngine, as_tensors, find_weights
 from autoad.models.artifact import Calibration, Manifest, Member, Standard, load_tensors, read_manifest
 from autoad.schema import Region
 
-__all__ = ["Answer", "Model", "Part", "Score", "average_answers"]
+__all__ = ["Answer", "Model", "Part", "Score"]
 
 Answer: TypeAlias = tuple[float, npt.NDArray[np.float32] | None]
 """Raw score and anomaly map ``[H, W]`` of one picture, before calibration; None for algorithms without a map."""
@@ -152,7 +152,7 @@ class Model:
         """
         if self.manifest.combine == "single":
             return answers[0]
-        return average_answers(answers, [member.standard for member in self.manifest.members if member.standard])
+        return _average(answers, [member.standard for member in self.manifest.members if member.standard])
 
     def judge(self, answer: Answer, size: tuple[int, int]) -> Score:
         """What calibration makes of a raw answer; ``size`` is the original picture's height and width.
@@ -305,7 +305,7 @@ class Model:
             pool.shutdown(cancel_futures=True)
 
 
-def average_answers(answers: Sequence[Answer], standards: Sequence[Standard]) -> Answer:
+def _average(answers: Sequence[Answer], standards: Sequence[Standard]) -> Answer:
     """The mean of several detectors' answers to one picture, each in units of its standard.
 
     Maps, of those that have one, are brought to the size of the largest, bilinearly.
