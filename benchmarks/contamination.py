@@ -44,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in MVTec layout")
     parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="number of the first draw: goes on with a run cut off")
     parser.add_argument("--store", type=Path, default=Path("benchmark-features"), help="feature store")
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
@@ -52,7 +53,10 @@ def main() -> None:
     rows = []
     for folder in asked.data:
         dataset = read_dataset(folder)
-        found = [_one_draw(dataset, seed, store, engine, asked.threads) for seed in range(asked.draws)]
+        found = [
+            _one_draw(dataset, seed, store, engine, asked.threads)
+            for seed in range(asked.first, asked.first + asked.draws)
+        ]
         aurocs = np.array([draw[0] for draw in found])
         rows.append(
             [
