@@ -25,6 +25,7 @@ from autoad.errors import (
     WeightsError,
 )
 from autoad.models import Model
+from autoad.models.model import Part
 from autoad.serve import faults
 from autoad.serve.auth import internal_key
 from autoad.serve.faults import ErrorReply
@@ -389,13 +390,13 @@ def test_a_key_has_its_rate(plant: Any, serve: Serve) -> None:
 
 def test_a_full_queue_says_so(plant: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     hold = threading.Event()
-    measure = Model.measure
+    measure = Part.measure
 
-    def slow(self: Model, *arguments: Any) -> Any:
+    def slow(self: Part, *arguments: Any) -> Any:
         assert hold.wait(20)
         return measure(self, *arguments)
 
-    monkeypatch.setattr(Model, "measure", slow)
+    monkeypatch.setattr(Part, "measure", slow)
 
     async def main(service: Any) -> None:
         files = [("pictures", (str(index), data)) for index, data in enumerate(plant.pictures[:3])]
@@ -415,13 +416,13 @@ def test_bodies_are_not_read_without_end(
     plant: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch, limit: dict[str, int]
 ) -> None:
     hold = threading.Event()
-    measure = Model.measure
+    measure = Part.measure
 
-    def slow(self: Model, *arguments: Any) -> Any:
+    def slow(self: Part, *arguments: Any) -> Any:
         assert hold.wait(20)
         return measure(self, *arguments)
 
-    monkeypatch.setattr(Model, "measure", slow)
+    monkeypatch.setattr(Part, "measure", slow)
     chunk = bytes(1000)
     picture = plant.pictures[0]
     assert 20_000 < len(picture) < 40_000
@@ -544,7 +545,7 @@ def test_a_fault_of_the_server_itself(
         raise RuntimeError(f"secret of {__file__}")
 
     async def main(service: Any) -> None:
-        monkeypatch.setattr(Model, "measure", fail)
+        monkeypatch.setattr(Part, "measure", fail)
         reply = await service.client.post(SCORE, content=plant.pictures[0], headers=PNG)
         check_error(reply, 500, "failed")
         assert "secret" not in reply.text

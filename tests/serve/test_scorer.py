@@ -14,6 +14,7 @@ import pytest
 from autoad.errors import ArtifactError, StateError, UnknownNameError, UnreadableImageError
 from autoad.features import EnginePool
 from autoad.models import Model
+from autoad.models.model import Part
 from autoad.schema import RouteEntry
 from autoad.serve.options import ServeOptions
 from autoad.serve.routing import NoChampionError, request_share
@@ -194,15 +195,15 @@ def test_a_new_champion_is_loaded_before_it_answers(plant: Any) -> None:
 def test_requests_under_way_end_with_their_version(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(routes: Routes, scorer: Scorer) -> None:
         started, hold = threading.Event(), threading.Event()
-        measure = Model.measure
+        measure = Part.measure
 
-        def slow(self: Model, *arguments: Any) -> Any:
+        def slow(self: Part, *arguments: Any) -> Any:
             if not started.is_set():
                 started.set()
                 assert hold.wait(20)
             return measure(self, *arguments)
 
-        monkeypatch.setattr(Model, "measure", slow)
+        monkeypatch.setattr(Part, "measure", slow)
         under_way = [asyncio.create_task(ask(scorer, plant.pictures[0])) for _ in range(4)]
         await until(started.is_set)
         routes.set("gravel", champion=2, previous=1)
