@@ -7,6 +7,7 @@ and calibrated on normals used for neither; from then on nothing changes, and th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 import time
@@ -232,6 +233,11 @@ class Finisher:
         selection = self.roles.selection
         return (*self.roles.train, *(picture for picture in selection if picture.is_normal and not picture.synthetic))
 
+    @functools.cached_property
+    def _calibration(self) -> list[bytes]:
+        """The calibration pictures, which champion and default are both calibrated on."""
+        return [picture.read() for picture in self.roles.calibration]
+
     def _provenance(self, candidate: Candidate) -> Provenance:
         return Provenance(
             code_version=autoad.__version__,
@@ -273,8 +279,7 @@ class Finisher:
         defects = None
         if self.threshold == "f1-max":
             defects = [picture for picture in self.roles.selection if not picture.is_normal and not picture.synthetic]
-        calibration = [picture.read() for picture in self.roles.calibration]
-        model, _, scores = model.calibrate(calibration, self.rate, defects)
+        model, _, scores = model.calibrate(self._calibration, self.rate, defects)
         return model, scores
 
     def _measure_speed(self, candidate: Candidate, folder: Path) -> Speed | None:

@@ -23,9 +23,9 @@ from autoad.search.candidate import Candidate
 from autoad.search.sweep import Judge, evaluation_maps
 from autoad.search.trial import TrialTask, fit_trial, load_inputs
 
-__all__ = ["MOST_MEMBERS", "join_scores", "standardize", "top_trials"]
+__all__ = ["join_scores", "standardize", "top_trials"]
 
-MOST_MEMBERS = 3
+_MOST_MEMBERS = 3
 _BATCH = 32
 
 _Scores = npt.NDArray[np.floating]
@@ -40,7 +40,7 @@ def top_trials(rows: Sequence[TrialRow]) -> list[Candidate]:
     best: dict[str, TrialRow] = {}
     for row in rows:
         best.setdefault(row.algorithm, row)
-    first = list(best.values())[:MOST_MEMBERS]
+    first = list(best.values())[:_MOST_MEMBERS]
     return [Candidate(tuple(first[:count])) for count in range(2, len(first) + 1)]
 
 
