@@ -29,7 +29,7 @@ def test_help_is_quick(autoad: Run) -> None:
 
 def test_search_json_has_the_promised_shape(searched: dict[str, Any], state: Path) -> None:
     assert {"search_id", "dataset", "evidence", "champion", "leaderboard"} <= set(searched)
-    assert searched["evidence"] == "labelled"
+    assert searched["evidence"] == "both"
     assert len(searched["dataset"]["hash"]) == 64
     rows = searched["leaderboard"]
     assert sorted(row["trial"] for row in rows) == [0, 1, 2, 3, 4]
@@ -67,7 +67,7 @@ def test_leaderboard_shows_the_stored_search(autoad: Run, searched: dict[str, An
     assert json.loads(done.stdout) == searched
     shown = autoad("leaderboard", searched["search_id"])
     assert searched["champion"]["algorithm"] in shown.stdout
-    assert "evidence: labelled" in shown.stdout
+    assert "evidence: both" in shown.stdout
     missing = autoad("leaderboard", "smal")
     assert missing.returncode == 2
     assert "no search 'smal'" in missing.stderr

@@ -33,8 +33,11 @@ _DISCREPANCY = 0.15
 _EQUAL = 1e-9
 """AUROCs that differ by less do so by rounding."""
 
-_DECIDED = 0.8
-"""Weight from which labelled defects decide alone."""
+_DECIDED = 0.95
+"""Weight from which labelled defects decide alone: what the synthetic ones could still say is not worth drawing them.
+
+Not before: with 20 labelled defects and as many normals, a choice by both was better by .015 among hundreds of trials,
+of which some look good by chance, and worse by .003 among few."""
 
 
 def labelled_weight(defects: int, normals: int) -> float:

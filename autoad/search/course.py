@@ -223,7 +223,7 @@ def _selection(plan: Plan, folder: Path, listener: SearchListener) -> tuple[Pict
     defects = len(selection) - len(normals)
     if defects:
         listener.say(
-            f"only {defects} labelled defects to select by: drawing synthetic ones beside them, which count for "
+            f"labelled defects to select by: {defects}; drawing synthetic ones beside them, which count for "
             f"{1 - plan.labelled_weight:.0%} (evidence: both)"
         )
     else:

@@ -1,12 +1,12 @@
 """Fits a fixed grid of configurations once and writes down what each says of every picture.
 
-    python benchmarks/regret/grid.py --data FOLDER... [--output FOLDER] [--seconds 30] [--splits 3]
+    python benchmarks/regret/grid.py --data FOLDER... [--output FOLDER] [--seconds 30] [--splits 3] [--count dfm=250]
 
 For each folder in MVTec layout: the default of all eight algorithms and random configurations from the packaged search
-spaces (bundled backbone), 64 in all, fitted on the train role that a search would have. What is written, as
-``OUTPUT/NAME.npz``, are raw scores of the selection and calibration normals, of synthetic defects drawn on the former,
-and of the test folder; ``replay.py`` needs nothing else. With ``--splits`` what does not train is fitted again with
-other selection normals, into ``OUTPUT/NAME.split-1.npz`` and so on. A run that was cut off goes on.
+spaces (bundled backbone), 64 in all or as ``--count`` says, fitted on the train role that a search would have. What is
+written, as ``OUTPUT/NAME.npz``, are raw scores of the selection and calibration normals, of synthetic defects drawn on
+the former, and of the test folder; ``replay.py`` needs nothing else. With ``--splits`` what does not train is fitted
+again with other selection normals, into ``OUTPUT/NAME.split-1.npz`` and so on. A run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -65,9 +65,14 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path("benchmark-features"), help="feature store")
     parser.add_argument("--seconds", type=float, default=30.0, help="of a fit, for algorithms that train")
     parser.add_argument("--splits", type=int, default=1, help="divisions of the good pictures, for what does not train")
+    parser.add_argument(
+        "--count", action="append", default=[], metavar="ALGORITHM=N", help="other configurations of it"
+    )
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    for name, number in (one.split("=") for one in asked.count):
+        COUNTS[name] = int(number)
     asked.output.mkdir(parents=True, exist_ok=True)
     for folder in asked.data:
         for split in range(asked.splits):

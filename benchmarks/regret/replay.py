@@ -2,8 +2,8 @@
 
     python benchmarks/regret/replay.py benchmarks/results/regret/*.npz      # NAME.split-1.npz goes with NAME.npz
 
-In each of 20 draws the test folder is divided, within each label, into a pool and two halves; 0, 1, 5 or 10 defects of
-the pool are labelled for the choice. The oracle is the configuration that is best on one half; regret is by how much
+In each of 20 draws the test folder is divided, within each label, into a pool and two halves; 0, 1, 5, 10 or 20 defects
+of the pool are labelled for the choice. The oracle is the configuration that is best on one half; regret is by how much
 its image AUROC exceeds the chosen one's on the other, both ways round, averaged. Intervals are of the mean over
 datasets (t distribution): the draws of one dataset share its pictures and count as one.
 """
@@ -29,7 +29,7 @@ from autoad.search.ensemble import join_scores
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from _common import table
 
-LABELLED = (0, 1, 5, 10)
+LABELLED = (0, 1, 5, 10, 20)
 DRAWS = 20
 RESAMPLINGS = 100
 RATES = (0.05, 0.01)

@@ -26,14 +26,15 @@ def auroc(scores: np.ndarray, label: str) -> float:
 def test_more_labelled_defects_weigh_more(defects: int, normals: int) -> None:
     weight, more = labelled_weight(defects, normals), labelled_weight(defects + 1, normals)
     assert 0 < weight <= more <= 1
-    assert weight == 1 or weight < 0.8
+    assert weight == 1 or weight < 0.95
 
 
 def test_the_ends_of_the_scale() -> None:
     assert labelled_weight(0, 20) == 0
     assert labelled_weight(5, 0) == 0
     assert labelled_weight(1, 20) < 0.35
-    assert labelled_weight(60, 60) == 1
+    assert labelled_weight(20, 20) < 0.9, "not so many that what is drawn has nothing left to say"
+    assert labelled_weight(100, 100) == 1
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
