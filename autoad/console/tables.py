@@ -138,6 +138,11 @@ def _chosen(choice: Choice) -> str:
             f"chosen: the mean of trials {', '.join(map(str, choice.members))}, which is better than the best alone, "
             f"trial {choice.best} ({-choice.behind:.3f} ± {choice.error:.3f} ahead)"
         )
+    elif choice.kept_default:
+        how += (
+            f", PatchCore's default, which the best, trial {choice.best}, does not beat by more than chance "
+            f"({choice.behind:.3f} ± {choice.error:.3f} behind)"
+        )
     elif choice.trial != choice.best:
         how += (
             f", which is faster than the best, trial {choice.best}, and ties with it "

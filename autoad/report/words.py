@@ -153,6 +153,12 @@ def _chosen(choice: Choice, champion: Champion) -> str:
             f"{choice.best}, the best alone, by more than chance ({-choice.behind:.3f} in image AUROC, standard error "
             f"{choice.error:.3f})"
         )
+    elif choice.kept_default:
+        why = (
+            f"It was chosen because it is PatchCore's default, and trial {choice.best}, the best on the selection "
+            f"pictures, does not beat it by more than chance ({choice.behind:.3f} in image AUROC, standard error "
+            f"{choice.error:.3f})"
+        )
     elif choice.trial != choice.best:
         why = (
             f"It was chosen because it is faster than trial {choice.best}, the best on the selection pictures, and no "

@@ -168,13 +168,15 @@ class Choice(Record):
         best: trial with the highest objective.
         behind: by how much the chosen one's is lower; an ensemble's is higher, so that this is negative.
         error: standard error of that difference (stratified bootstrap of the selection pictures).
-        tied: trials that are no worse than the best by more than one standard error, nor by more than .01, the chosen
-            one among them; the fastest of them was chosen. Empty where an ensemble was.
+        tied: trials that are no worse than the best by more than one standard error, nor by more than .01; the fastest
+            of them was chosen, unless the default was kept. Empty where an ensemble was chosen.
         wins: share of the bootstrap draws in which the chosen one is the best.
         algorithm_wins: share in which a trial of its algorithm is (or the same ensemble again).
         divisions: of the good pictures into train and selection that close trials were judged on; where there were
             several, all but ``labelled_weight`` is of the mean over them.
         members: trials of the ensemble that was chosen; empty where a single trial was.
+        kept_default: whether the chosen one is PatchCore's default although another is better, because it is so by no
+            more than one standard error and labelled defects were few.
     """
 
     trial: int
@@ -187,6 +189,7 @@ class Choice(Record):
     algorithm_wins: float
     divisions: int = 1
     members: list[int] = Field(default_factory=list)
+    kept_default: bool = False
 
     @property
     def trials(self) -> list[int]:

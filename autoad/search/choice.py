@@ -1,4 +1,4 @@
-"""What becomes the champion: of the trials that tie with the best, the fastest; or a clearly better ensemble."""
+"""What becomes the champion: a clearly better ensemble, the default unless it is beaten, or the fastest of a tie."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ _AS_FAST = 1.2
 _AS_GOOD = 0.01
 """Image AUROC by which a faster trial may be worse, though chance alone may explain more: with few pictures it explains
 so much that speed would decide between a good algorithm and a useless one."""
+
+_MANY_LABELLED = 0.8
+"""Weight of labelled defects from which a trial need not beat the default PatchCore by more than chance. By fewer, and
+by drawn ones, some of many trials only look good (regret benchmark)."""
 
 _MOST_COMPARED = 200
 
@@ -71,9 +75,11 @@ def choose_trial(
 ) -> tuple[list[Candidate], list[Choice]]:
     """Order what may become the champion, the chosen one first.
 
-    A trial that is worse than the best by no more than one standard error of the difference, and by no more than .01,
-    ties with it. Of those the fastest is chosen; of those about as fast as it, the best. But an ensemble of the best
-    trials of two or three algorithms comes first where it beats the best trial by more than one standard error.
+    While labelled defects are few, the default PatchCore is chosen unless the best trial beats it by more than one
+    standard error of the difference. Otherwise a trial that is worse than the best by no more than one, and by no more
+    than .01, ties with it. Of those the fastest is chosen; of those about as fast as it, the best. But an ensemble of
+    the best trials of two or three algorithms comes first where it beats the best trial by more than one standard
+    error.
 
     Args:
         rows: of the search, best first.
@@ -101,7 +107,8 @@ def choose_trial(
     alone = [Candidate((row,)) for row in finished]
     if objective != "image_auroc" or not finished:
         return alone, []
-    scores = kept.read((row.trial for row in finished[:_MOST_COMPARED]), len(selection))
+    compared = [row.trial for place, row in enumerate(finished) if place < _MOST_COMPARED or _is_default(row)]
+    scores = kept.read(compared, len(selection))
     if finished[0].trial not in scores:
         return alone, []
     known = tuple(row for row in finished if row.trial in scores)
@@ -111,6 +118,7 @@ def choose_trial(
     if judge_again is not None:
         members = () if joined is None else joined[0].rows
         close = [row for row in field.best_first(found, tied=True) if row not in members]
+        close.sort(key=lambda row: not _is_default(row))
         others = judge_again([*members, *close]) if len(members) + len(close) > 1 else []
         again = tuple(row for row in (*members, *close) if all(row.trial in other.scores for other in others))
         if others and len(again) > 1:
@@ -168,9 +176,15 @@ def _single(field: _Field, found: Comparison) -> Choice:
     """The trial to be chosen."""
     rows = field.rows
     tied = [place for place in range(len(rows)) if found.tied[place] and found.behind[place] <= _AS_GOOD]
-    fastest = min(_cost(rows[place]) for place in tied)
-    as_fast = [place for place in tied if _cost(rows[place]) <= _AS_FAST * fastest]
-    chosen = max(as_fast, key=lambda place: (found.quality[place], -place))
+    default = None
+    if field.weight < _MANY_LABELLED:
+        default = next((place for place, row in enumerate(rows) if found.tied[place] and _is_default(row)), None)
+    if default is not None:
+        chosen = default
+    else:
+        fastest = min(_cost(rows[place]) for place in tied)
+        as_fast = [place for place in tied if _cost(rows[place]) <= _AS_FAST * fastest]
+        chosen = max(as_fast, key=lambda place: (found.quality[place], -place))
     algorithm = rows[chosen].algorithm
     return Choice(
         trial=rows[chosen].trial,
@@ -182,7 +196,13 @@ def _single(field: _Field, found: Comparison) -> Choice:
         wins=float(found.wins[chosen]),
         algorithm_wins=float(sum(found.wins[place] for place, row in enumerate(rows) if row.algorithm == algorithm)),
         divisions=len(field.divisions),
+        kept_default=chosen == default and chosen != found.best,
     )
+
+
+def _is_default(row: TrialRow) -> bool:
+    """Whether it is the first trial of PatchCore: what one would take without a search."""
+    return row.algorithm == "patchcore" and row.origin == "default"
 
 
 def _ensemble(

@@ -80,6 +80,24 @@ def test_several_divisions_are_told() -> None:
     assert "divisions" not in tables._chosen(choice.model_copy(update={"divisions": 1}))
 
 
+def test_a_default_that_was_kept_is_told() -> None:
+    choice = Choice(
+        trial=1,
+        labelled_weight=0,
+        best=7,
+        behind=0.02,
+        error=0.03,
+        tied=[7],
+        wins=0.25,
+        algorithm_wins=0.5,
+        kept_default=True,
+    )
+    assert tables._chosen(choice) == (
+        "chosen: trial 1, PatchCore's default, which the best, trial 7, does not beat by more than chance (0.020 ± "
+        "0.030 behind); best in 25% of resamplings, its algorithm in 50%"
+    )
+
+
 def test_an_ensemble_is_told() -> None:
     choice = Choice(
         trial=7,

@@ -176,6 +176,25 @@ def test_the_command_line_asks_for_the_same_search(monkeypatch: pytest.MonkeyPat
     assert repeat_command({}, 0) is None
 
 
+def test_a_default_that_was_kept_is_told(made: Made) -> None:
+    choice = Choice(
+        trial=1,
+        labelled_weight=0,
+        best=7,
+        behind=0.02,
+        error=0.03,
+        tied=[7],
+        wins=0.25,
+        algorithm_wins=0.5,
+        kept_default=True,
+    )
+    told = answer(gather(made().model_copy(update={"choice": choice}), get_settings()))
+    assert told[-1].startswith(
+        "It was chosen because it is PatchCore's default, and trial 7, the best on the selection pictures, does not "
+        "beat it by more than chance (0.020 in image AUROC, standard error 0.030); had these pictures"
+    )
+
+
 def test_an_ensemble_is_told_as_one(made: Made) -> None:
     members = [ChampionMember(trial=n, algorithm=name, config={}) for n, name in ((7, "dfm"), (2, "padim"))]
     result = changed(made(), trial=7, algorithm="dfm + padim", members=members)

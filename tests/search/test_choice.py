@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
 
 from autoad.data import Picture
 from autoad.errors import ArtifactError, UsageError
-from autoad.schema import Metrics, Speed, SubmitRequest, TrialRow
+from autoad.schema import Choice, Metrics, Speed, SubmitRequest, TrialRow
 from autoad.search import SearchRequest, champion
 from autoad.search.candidate import Candidate
 from autoad.search.choice import Limits, choose_trial
+from autoad.search.finalists import Division
 from autoad.search.plan import make_plan
 from autoad.search.selection_scores import SelectionScores
 from tests.serve.submitting import write_folder
@@ -31,11 +34,20 @@ NEARLY[[19, 20]] = NEARLY[[20, 19]]  # one pair in 400 the wrong way round
 BLIND = np.tile(np.float32([0, 1]), COUNT // 2)
 
 
-def row(trial: int, auroc: float, latency_ms: float | None, *, algorithm: str = "dfm", mb: float = 1.0) -> TrialRow:
+def row(
+    trial: int,
+    auroc: float,
+    latency_ms: float | None,
+    *,
+    algorithm: str = "dfm",
+    mb: float = 1.0,
+    origin: Literal["default", "sampler"] = "sampler",
+) -> TrialRow:
     metrics = Metrics(image_auroc=auroc)
     return TrialRow(
         trial=trial,
         algorithm=algorithm,
+        origin=origin,
         config={},
         status="complete",
         validation=metrics,
@@ -79,6 +91,44 @@ def test_speed_makes_up_for_a_hundredth_at_most_however_unsure_the_rest_is(kept:
     order, (choice,) = choose_trial(rows, SELECTION, kept, "image_auroc", 1.0, Limits(), seed=0)
     assert choice.error > 0.03
     assert ([one.trial for one in order], choice.tied) == ([2, 0, 1], [0, 2])
+
+
+def test_the_default_patchcore_stays_unless_it_is_beaten_by_more_than_chance(kept: SelectionScores) -> None:
+    """Trial 1 is behind by less than a standard error, 2 by far more."""
+    real = [
+        dataclasses.replace(one, sha256=f"{n + COUNT:064x}") for n, one in enumerate(SELECTION) if not one.is_normal
+    ]
+    drawn = [dataclasses.replace(one, synthetic=True) if not one.is_normal else one for one in SELECTION]
+
+    def choose(weight: float, default: int, algorithm: str = "patchcore") -> Choice:
+        rows = [row(0, 1.0, 9.0), row(1, 0.9975, 9.0), row(2, 0.5, 9.0), row(3, 0.9975, 2.0)]
+        rows[default] = row(default, 0.9, 9.0, algorithm=algorithm, origin="default")
+        pictures = drawn if not weight else [*drawn, *real]
+        for trial, scores in enumerate((SEPARATED, NEARLY, BLIND, NEARLY)):
+            kept.keep(trial, scores if not weight else np.concatenate([scores, scores[COUNT // 2 :]]))
+        return choose_trial(rows, pictures, kept, "image_auroc", weight, Limits(), seed=0)[1][0]
+
+    for weight in (0.0, 0.75):
+        choice = choose(weight, 1)
+        assert (choice.trial, choice.best, choice.kept_default) == (1, 0, True)
+        assert 0 < choice.behind <= choice.error
+        assert choose(weight, 2).trial == 3, "it is beaten, so speed decides among the others"
+    assert (choose(0.85, 1).trial, choose(0.85, 1).kept_default) == (3, False)
+    assert choose(0.0, 1, "padim").trial == 3
+    assert (choose(0.0, 0).trial, choose(0.0, 0).kept_default) == (0, False), "it is the best itself"
+
+
+def test_the_default_patchcore_is_judged_again_before_what_is_closer(kept: SelectionScores) -> None:
+    drawn = [dataclasses.replace(one, synthetic=True) if not one.is_normal else one for one in SELECTION]
+    asked: list[int] = []
+
+    def judge_again(rows: Sequence[TrialRow]) -> list[Division]:
+        asked.extend(one.trial for one in rows)
+        return []
+
+    rows = [row(0, 1.0, 9.0), row(1, 0.9975, 9.0), row(3, 0.9975, 2.0, algorithm="patchcore", origin="default")]
+    choose_trial(rows, drawn, kept, "image_auroc", 0.0, Limits(), seed=0, judge_again=judge_again)
+    assert asked == [3, 0, 1]
 
 
 def test_what_is_about_as_fast_gives_way_to_what_is_better(kept: SelectionScores) -> None:

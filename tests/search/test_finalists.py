@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def pictures(count: int, label: str = "good") -> tuple[Picture, ...]:
 @pytest.fixture(scope="module")
 def task(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialTask:
     plan = make_plan(SearchRequest(data=demo, algorithms=("dfkde", "padim"), trials=2, seconds=None))
-    return _task(plan, plan.roles.selection, Settings(data_dir=tmp_path_factory.mktemp("state")))
+    task = _task(plan, plan.roles.selection, Settings(data_dir=tmp_path_factory.mktemp("state")))
+    return dataclasses.replace(task, labelled_weight=1.0)
 
 
 @pytest.fixture
