@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autoad.evaluation.best_f1 import BestF1
-from autoad.evaluation.comparison import Comparison, compare_trials, labelled_weight
+from autoad.evaluation.comparison import MANY_LABELLED, Comparison, compare_trials, labelled_weight
 from autoad.evaluation.intervals import (
     PixelIntervals,
     bootstrap_interval,
@@ -26,6 +26,7 @@ from autoad.evaluation.thresholds import (
 from autoad.schema import Region
 
 __all__ = [
+    "MANY_LABELLED",
     "BestF1",
     "Comparison",
     "ImageMetrics",

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from autoad.data import GOOD
 
-__all__ = ["Comparison", "compare_trials", "labelled_weight"]
+__all__ = ["MANY_LABELLED", "Comparison", "compare_trials", "labelled_weight"]
 
 _Array = npt.NDArray[np.float64]
 
@@ -32,6 +32,12 @@ _DISCREPANCY = 0.15
 
 _EQUAL = 1e-9
 """AUROCs that differ by less do so by rounding."""
+
+MANY_LABELLED = 0.8
+"""Weight from which labelled defects are believed when they prefer a tuned trial to the default PatchCore.
+
+By fewer, and by synthetic ones, some of many trials only look good (regret benchmark).
+"""
 
 _DECIDED = 0.95
 """Weight from which labelled defects decide alone: what the synthetic ones could still say is not worth drawing them.

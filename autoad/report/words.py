@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy.stats import betabinom
 
-from autoad.evaluation import conformal_rank
+from autoad.evaluation import MANY_LABELLED, conformal_rank
 from autoad.report.material import Material
 from autoad.schema import Champion, Choice, Objective
 from autoad.search import SearchRequest
@@ -240,8 +240,9 @@ def caveats(material: Material) -> list[Caveat]:
     def warn(title: str, text: str) -> None:
         told.append(Caveat(title, text))
 
-    if result.evidence == "both":
-        share = "" if result.choice is None else f", which counted for {1 - result.choice.labelled_weight:.0%}"
+    weight = 0.0 if result.choice is None else result.choice.labelled_weight
+    if result.evidence == "both" and weight < MANY_LABELLED:
+        share = f", which counted for {1 - weight:.0%}" if weight else ""
         warn(
             "Chosen by few labelled defects",
             f"There were {result.dataset.roles['selection']['defective']} labelled defects to select by, too few to "

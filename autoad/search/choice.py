@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoad.data import Picture
-from autoad.evaluation import Comparison, compare_trials
+from autoad.evaluation import MANY_LABELLED, Comparison, compare_trials
 from autoad.schema import Choice, Objective, TrialRow
 from autoad.search.candidate import Candidate
 from autoad.search.ensemble import join_scores, top_trials
@@ -24,10 +24,6 @@ _AS_FAST = 1.2
 _AS_GOOD = 0.01
 """Image AUROC by which a faster trial may be worse, though chance alone may explain more: with few pictures it explains
 so much that speed would decide between a good algorithm and a useless one."""
-
-_MANY_LABELLED = 0.8
-"""Weight of labelled defects from which a trial need not beat the default PatchCore by more than chance. By fewer, and
-by drawn ones, some of many trials only look good (regret benchmark)."""
 
 _MOST_COMPARED = 200
 
@@ -177,7 +173,7 @@ def _single(field: _Field, found: Comparison) -> Choice:
     rows = field.rows
     tied = [place for place in range(len(rows)) if found.tied[place] and found.behind[place] <= _AS_GOOD]
     default = None
-    if field.weight < _MANY_LABELLED:
+    if field.weight < MANY_LABELLED:
         default = next((place for place, row in enumerate(rows) if found.tied[place] and _is_default(row)), None)
     if default is not None:
         chosen = default

@@ -23,7 +23,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from autoad.evaluation import Comparison, compare_trials, conformal_threshold, image_metrics, labelled_weight
+from autoad.evaluation import (
+    MANY_LABELLED,
+    Comparison,
+    compare_trials,
+    conformal_threshold,
+    image_metrics,
+    labelled_weight,
+)
 from autoad.search.ensemble import join_scores
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -158,7 +165,7 @@ def by_evidence(
             if won:
                 return max(won, key=lambda one: one[0])[1]
         weight = labelled_weight(len(labelled), int((grid.groups == "selection").sum()))
-        if incumbent and weight < 0.8 and found.tied[default]:
+        if incumbent and weight < MANY_LABELLED and found.tied[default]:
             return _chosen(len(grid.scores), default)
         if not ties:
             return _chosen(len(grid.scores), found.best)

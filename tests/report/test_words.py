@@ -176,6 +176,17 @@ def test_the_command_line_asks_for_the_same_search(monkeypatch: pytest.MonkeyPat
     assert repeat_command({}, 0) is None
 
 
+@pytest.mark.parametrize(("weight", "expected"), [(0.6, True), (0.85, False)])
+def test_few_labelled_defects_are_a_caveat_and_many_beside_drawn_ones_are_not(
+    made: Made, weight: float, expected: bool
+) -> None:
+    choice = Choice(trial=1, labelled_weight=weight, best=1, behind=0, error=0, tied=[1], wins=1, algorithm_wins=1)
+    result = made(evidence="both").model_copy(update={"choice": choice})
+    told = {one.title: one.text for one in caveats(gather(result, get_settings()))}
+    assert ("which counted for 40%" in told.get("Chosen by few labelled defects", "")) == expected
+    assert ("Chosen by few labelled defects" in told) == expected
+
+
 def test_a_default_that_was_kept_is_told(made: Made) -> None:
     choice = Choice(
         trial=1,
