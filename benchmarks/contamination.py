@@ -28,7 +28,7 @@ from scipy import stats
 from autoad.algorithms import get_algorithm
 from autoad.data import Dataset, Picture, Roles, assign_roles, draw_defects, read_dataset
 from autoad.errors import AutoADError
-from autoad.evaluation import compare_trials, image_metrics, labelled_weight
+from autoad.evaluation import compare_trials, drawn_per_kind, image_metrics, labelled_weight
 from autoad.features import DEFAULT_BACKBONE, EngineChoice, FeatureStore, choose_engine
 from autoad.search.inspection import suspicious_pictures
 from autoad.search.space import load_spaces
@@ -126,7 +126,7 @@ def _champion(roles: Roles, store: FeatureStore, engine: EngineChoice, threads: 
     normals = [picture for picture in roles.selection if picture.is_normal]
     weight = labelled_weight(len(roles.selection) - len(normals), len(normals))
     with tempfile.TemporaryDirectory() as scratch:
-        drawn = draw_defects(normals, Path(scratch)) if weight < 1 else ()
+        drawn = draw_defects(normals, Path(scratch), per_kind=drawn_per_kind(weight))
         selection = (*roles.selection, *drawn)
         tried, scores = [], []
         for name, config in _configurations():

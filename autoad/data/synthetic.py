@@ -28,12 +28,9 @@ from autoad.data.decoding import decode_image
 from autoad.errors import DatasetError, FileStoreError, UnreadableImageError
 from autoad.files import write_atomically
 
-__all__ = ["PER_KIND", "draw_defects"]
+__all__ = ["draw_defects"]
 
 LONGEST_SIDE = 512
-PER_KIND = 24
-"""Defects of each kind, over however many pictures: at an image AUROC of .9 a kind's is then known to about .06 and the
-mean over eight kinds to about .02, from fewer than 200 pictures, which are seconds of a backbone's time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +43,11 @@ class _Ground:
     part: Part
 
 
-def draw_defects(pictures: Sequence[Picture], folder: Path, *, seed: int = 0) -> tuple[Picture, ...]:
-    """Draw 24 defects of each kind on normal pictures and write them, with their masks, as PNG files.
+def draw_defects(pictures: Sequence[Picture], folder: Path, *, per_kind: int, seed: int = 0) -> tuple[Picture, ...]:
+    """Draw defects of each kind on normal pictures and write them, with their masks, as PNG files.
 
-    Pictures take turns in the order of their sha256: of more than 24 only the first 24 are used, and of fewer each
-    gets several draws of a kind, which differ in everything that is drawn by lot.
+    Pictures take turns in the order of their sha256: of more than ``per_kind`` only the first are used, and of fewer
+    each gets several draws of a kind, which differ in everything that is drawn by lot.
 
     A defect depends on ``(seed, sha256, kind, draw)`` alone, but that half of the ``perlin`` defects borrow the texture
     of the next picture; running it again writes the same bytes. The pixels outside a mask are the original's, and each
@@ -63,6 +60,7 @@ def draw_defects(pictures: Sequence[Picture], folder: Path, *, seed: int = 0) ->
         pictures: normals.
         folder: where ``<kind>/<sha256>-<draw>.png`` and ``<kind>/<sha256>-<draw>_mask.png`` are written, each
             atomically.
+        per_kind: how many of each kind, over however many pictures.
         seed: another seed draws other defects.
 
     Returns:
@@ -75,10 +73,10 @@ def draw_defects(pictures: Sequence[Picture], folder: Path, *, seed: int = 0) ->
     for picture in pictures:
         if not picture.is_normal:
             raise ValueError(f"pictures to draw defects on must be good but {picture.path} is {picture.label!r}")
-    chosen = sorted(pictures, key=lambda picture: picture.sha256)[:PER_KIND]
+    chosen = sorted(pictures, key=lambda picture: picture.sha256)[:per_kind]
     if not chosen:
         return ()
-    jobs = [(kind, *divmod(number, len(chosen))) for kind in sorted(KINDS) for number in range(PER_KIND)]
+    jobs = [(kind, *divmod(number, len(chosen))) for kind in sorted(KINDS) for number in range(per_kind)]
     try:
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             grounds = list(pool.map(_read, chosen))

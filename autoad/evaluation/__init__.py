@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autoad.evaluation.best_f1 import BestF1
-from autoad.evaluation.comparison import MANY_LABELLED, Comparison, compare_trials, labelled_weight
+from autoad.evaluation.comparison import Comparison, compare_trials, drawn_per_kind, labelled_weight, many_labelled
 from autoad.evaluation.intervals import (
     PixelIntervals,
     bootstrap_interval,
@@ -26,7 +26,6 @@ from autoad.evaluation.thresholds import (
 from autoad.schema import Region
 
 __all__ = [
-    "MANY_LABELLED",
     "BestF1",
     "Comparison",
     "ImageMetrics",
@@ -41,10 +40,12 @@ __all__ = [
     "compute_metrics",
     "conformal_rank",
     "conformal_threshold",
+    "drawn_per_kind",
     "find_regions",
     "image_metrics",
     "known_pixels",
     "labelled_weight",
+    "many_labelled",
     "measured_threshold",
     "normalize_scores",
     "paired_difference",

@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy.stats import betabinom
 
-from autoad.evaluation import MANY_LABELLED, conformal_rank
+from autoad.evaluation import conformal_rank, many_labelled
 from autoad.report.material import Material
 from autoad.schema import Champion, Choice, Objective
 from autoad.search import SearchRequest
@@ -241,7 +241,7 @@ def caveats(material: Material) -> list[Caveat]:
         told.append(Caveat(title, text))
 
     weight = 0.0 if result.choice is None else result.choice.labelled_weight
-    if result.evidence == "both" and weight < MANY_LABELLED:
+    if result.evidence == "both" and not many_labelled(weight):
         share = f", which counted for {1 - weight:.0%}" if weight else ""
         warn(
             "Chosen by few labelled defects",

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoad.data import Picture
-from autoad.evaluation import MANY_LABELLED, Comparison, compare_trials
+from autoad.evaluation import Comparison, compare_trials, many_labelled
 from autoad.schema import Choice, Objective, TrialRow
 from autoad.search.candidate import Candidate
 from autoad.search.ensemble import join_scores, top_trials
@@ -173,7 +173,7 @@ def _single(field: _Field, found: Comparison) -> Choice:
     rows = field.rows
     tied = [place for place in range(len(rows)) if found.tied[place] and found.behind[place] <= _AS_GOOD]
     default = None
-    if field.weight < MANY_LABELLED:
+    if not many_labelled(field.weight):
         default = next((place for place, row in enumerate(rows) if found.tied[place] and _is_default(row)), None)
     if default is not None:
         chosen = default

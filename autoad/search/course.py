@@ -16,6 +16,7 @@ from autoad.algorithms import get_algorithm
 from autoad.data import Picture, draw_defects
 from autoad.database import Database
 from autoad.errors import UsageError
+from autoad.evaluation import drawn_per_kind
 from autoad.features import FeatureStore
 from autoad.models.registry import Registry
 from autoad.schema import Champion, Choice, SearchResult
@@ -228,7 +229,8 @@ def _selection(plan: Plan, folder: Path, listener: SearchListener) -> tuple[Pict
         )
     else:
         listener.say("no labelled defect to select by: drawing synthetic ones (evidence: synthetic)")
-    return (*selection, *draw_defects(normals, folder / "synthetic", seed=plan.request.seed))
+    count = drawn_per_kind(plan.labelled_weight)
+    return (*selection, *draw_defects(normals, folder / "synthetic", per_kind=count, seed=plan.request.seed))
 
 
 def _run_trials(

@@ -21,6 +21,7 @@ import torch
 
 from autoad.data import Picture, draw_defects
 from autoad.errors import AutoADError, is_full
+from autoad.evaluation import drawn_per_kind
 from autoad.features import FeatureStore
 from autoad.schema import TrialRow
 from autoad.search.trial import TrialTask, fit_trial, load_inputs
@@ -113,7 +114,8 @@ class Finalists:
         task, folder = self.task, self.folder / f"synthetic-{number}"
         labelled = [picture for picture in task.selection if not picture.is_normal and not picture.synthetic]
         try:
-            drawn = draw_defects(normals, folder, seed=task.seed) if task.labelled_weight < 1 else ()
+            count = drawn_per_kind(task.labelled_weight)
+            drawn = draw_defects(normals, folder, per_kind=count, seed=task.seed)
             selection = (*normals, *labelled, *drawn)
             scores = {}
             for row in rows:

@@ -30,6 +30,7 @@ import torch
 from autoad.algorithms import ALGORITHMS, Detector, Inputs, Runtime, get_algorithm
 from autoad.data import Picture, Roles, assign_roles, draw_defects, read_dataset
 from autoad.errors import AutoADError
+from autoad.evaluation import drawn_per_kind
 from autoad.features import DEFAULT_BACKBONE, EngineChoice, FeatureStore, choose_engine, head_precision
 from autoad.files import write_atomically
 from autoad.search.space import Space, load_spaces
@@ -129,7 +130,7 @@ def fit_grid(
         )
     )
     roles = _rotated(roles, split)
-    synthetic = draw_defects(roles.selection, scratch / "synthetic")
+    synthetic = draw_defects(roles.selection, scratch / "synthetic", per_kind=drawn_per_kind(0))
     pictures = [*roles.selection, *roles.calibration, *synthetic, *held_back]
     groups = ["selection"] * len(roles.selection) + ["calibration"] * len(roles.calibration)
     groups += ["synthetic"] * len(synthetic) + ["test"] * len(held_back)

@@ -24,12 +24,12 @@ import numpy.typing as npt
 from scipy import stats
 
 from autoad.evaluation import (
-    MANY_LABELLED,
     Comparison,
     compare_trials,
     conformal_threshold,
     image_metrics,
     labelled_weight,
+    many_labelled,
 )
 from autoad.search.ensemble import join_scores
 
@@ -165,7 +165,7 @@ def by_evidence(
             if won:
                 return max(won, key=lambda one: one[0])[1]
         weight = labelled_weight(len(labelled), int((grid.groups == "selection").sum()))
-        if incumbent and weight < MANY_LABELLED and found.tied[default]:
+        if incumbent and not many_labelled(weight) and found.tied[default]:
             return _chosen(len(grid.scores), default)
         if not ties:
             return _chosen(len(grid.scores), found.best)

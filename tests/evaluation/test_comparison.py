@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoad.evaluation import compare_trials, image_metrics, labelled_weight
+from autoad.evaluation import compare_trials, drawn_per_kind, image_metrics, labelled_weight
 
 LABELS = ["good"] * 30 + ["cutpaste"] * 12 + ["scratch"] * 24 + ["dent"] * 6
 SYNTHETIC = np.array([label in ("cutpaste", "scratch") for label in LABELS])
@@ -35,6 +35,7 @@ def test_the_ends_of_the_scale() -> None:
     assert labelled_weight(1, 20) < 0.35
     assert labelled_weight(20, 20) < 0.9, "not so many that what is drawn has nothing left to say"
     assert labelled_weight(100, 100) == 1
+    assert [drawn_per_kind(labelled_weight(defects, 100)) for defects in (0, 5, 20, 100)] == [24, 24, 8, 0]
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])

@@ -82,9 +82,9 @@ def test_each_is_fitted_without_the_normals_that_it_is_judged_on(
 def test_drawn_defects_are_on_the_new_normals_and_do_not_stay(
     task: TrialTask, rows: list[TrialRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def draw(normals: Sequence[Picture], folder: Path, *, seed: int) -> tuple[Picture, ...]:
+    def draw(normals: Sequence[Picture], folder: Path, *, per_kind: int, seed: int) -> tuple[Picture, ...]:
         folder.mkdir()
-        assert seed == task.seed
+        assert (per_kind, seed) == (24, task.seed)
         return tuple(Picture(one.path, one.sha256, "scar", None, "", synthetic=True) for one in normals)
 
     monkeypatch.setattr("autoad.search.finalists.draw_defects", draw)
