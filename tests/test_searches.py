@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_list_has_what_the_search_found(autoad: Run, searched: dict[str, Any]) -> None:
     (entry,) = [e for e in json.loads(autoad("searches", "--json").stdout) if e["name"] == "small"]
-    values = [row["validation"]["image_auroc"] for row in searched["leaderboard"] if row["status"] == "complete"]
+    values = [row["objective"] for row in searched["leaderboard"] if row["status"] == "complete"]
     assert entry["best"] == max(values)
     assert (entry["search_id"], entry["status"], entry["trials"]) == (searched["search_id"], "complete", 5)
     assert (entry["champion"], entry["seconds"]) == (searched["champion"]["algorithm"], searched["seconds"])
@@ -161,7 +161,7 @@ def test_the_documented_dashboard_opens_the_study(searched: dict[str, Any], stat
         process.terminate()
         process.wait(timeout=30)
     found = {trial["number"]: trial["values"] for trial in trials if trial["state"] == "Complete"}
-    assert found == {row["trial"]: [row["validation"]["image_auroc"]] for row in searched["leaderboard"]}
+    assert found == {row["trial"]: [row["objective"]] for row in searched["leaderboard"]}
 
 
 def test_a_search_leaves_event_files_for_every_trial(searched: dict[str, Any], state: Path) -> None:

@@ -264,7 +264,7 @@ def hurt_busy(
     """A search side by side: no room for features, no memory for some trials, hanging and dying workers."""
     settings = Settings(data_dir=folder)
     options = ("--trials", "10", "--trial-timeout", str(TIMEOUT), *ALGORITHMS)
-    busy = Patient(settings, pictures, "busy", *options, AUTOAD_MEMORY_LIMIT="85MiB")
+    busy = Patient(settings, pictures, "busy", *options, AUTOAD_MEMORY_LIMIT="165MiB")
     with small_disk(settings.features_dir, f"{megabytes}m") as disk:
         try:
             busy.begin()
