@@ -140,7 +140,7 @@ def _chosen(choice: Choice) -> str:
         )
     elif choice.kept_default:
         how += (
-            f", PatchCore's default, which the best, trial {choice.best}, does not beat by more than chance "
+            f", PatchCore's default fit, which the best, trial {choice.best}, does not beat by more than chance "
             f"({choice.behind:.3f} ± {choice.error:.3f} behind)"
         )
     elif choice.trial != choice.best:

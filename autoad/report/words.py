@@ -155,7 +155,7 @@ def _chosen(choice: Choice, champion: Champion) -> str:
         )
     elif choice.kept_default:
         why = (
-            f"It was chosen because it is PatchCore's default, and trial {choice.best}, the best on the selection "
+            f"It was chosen because it is PatchCore's default fit, and trial {choice.best}, the best on the selection "
             f"pictures, does not beat it by more than chance ({choice.behind:.3f} in image AUROC, standard error "
             f"{choice.error:.3f})"
         )

@@ -175,8 +175,8 @@ class Choice(Record):
         divisions: of the good pictures into train and selection that close trials were judged on; where there were
             several, all but ``labelled_weight`` is of the mean over them.
         members: trials of the ensemble that was chosen; empty where a single trial was.
-        kept_default: whether the chosen one is PatchCore's default although another is better, because it is so by no
-            more than one standard error and labelled defects were few.
+        kept_default: whether the chosen one is PatchCore's default fit although another is better, because it is so by
+            no more than one standard error and labelled defects were few; what only prediction reads may be tuned.
     """
 
     trial: int

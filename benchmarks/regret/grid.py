@@ -73,6 +73,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     for name, number in (one.split("=") for one in asked.count):
+        if name not in COUNTS:
+            parser.error(f"--count is of {', '.join(COUNTS)} but got {name!r}")
         COUNTS[name] = int(number)
     asked.output.mkdir(parents=True, exist_ok=True)
     for folder in asked.data:

@@ -8,6 +8,7 @@ import pytest
 
 from autoad.console import leaderboard_table, out, print_result, tables
 from autoad.schema import Champion, Choice, DatasetSummary, Metrics, SearchResult, TestMetrics, TrialRow
+from tests.choices import ENSEMBLE, KEPT_DEFAULT
 
 BOUND = {"false_positive_rate_upper": 0.174, "smallest_false_positive_rate": 1 / 13}
 PIXELS = {"pixel_false_positive_rate": 0.08, "pixel_false_positive_rate_upper": 0.2}
@@ -81,36 +82,14 @@ def test_several_divisions_are_told() -> None:
 
 
 def test_a_default_that_was_kept_is_told() -> None:
-    choice = Choice(
-        trial=1,
-        labelled_weight=0,
-        best=7,
-        behind=0.02,
-        error=0.03,
-        tied=[7],
-        wins=0.25,
-        algorithm_wins=0.5,
-        kept_default=True,
-    )
-    assert tables._chosen(choice) == (
-        "chosen: trial 1, PatchCore's default, which the best, trial 7, does not beat by more than chance (0.020 ± "
+    assert tables._chosen(KEPT_DEFAULT) == (
+        "chosen: trial 1, PatchCore's default fit, which the best, trial 7, does not beat by more than chance (0.020 ± "
         "0.030 behind); best in 25% of resamplings, its algorithm in 50%"
     )
 
 
 def test_an_ensemble_is_told() -> None:
-    choice = Choice(
-        trial=7,
-        labelled_weight=1,
-        best=7,
-        behind=-0.03,
-        error=0.01,
-        tied=[],
-        wins=0.5,
-        algorithm_wins=0.5,
-        members=[7, 2],
-    )
-    assert tables._chosen(choice) == (
+    assert tables._chosen(ENSEMBLE) == (
         "chosen: the mean of trials 7, 2, which is better than the best alone, trial 7 (0.030 ± 0.010 ahead); best in "
         "50% of resamplings"
     )

@@ -17,6 +17,7 @@ from autoad.report.words import alarm_chance, answer, caveats, duration, percent
 from autoad.schema import Champion, ChampionMember, Choice, Difference, SearchResult
 from autoad.search import SearchRequest
 from autoad.settings import get_settings
+from tests.choices import ENSEMBLE, KEPT_DEFAULT
 from tests.report.conftest import Made, rows_of
 
 
@@ -188,39 +189,17 @@ def test_few_labelled_defects_are_a_caveat_and_many_beside_drawn_ones_are_not(
 
 
 def test_a_default_that_was_kept_is_told(made: Made) -> None:
-    choice = Choice(
-        trial=1,
-        labelled_weight=0,
-        best=7,
-        behind=0.02,
-        error=0.03,
-        tied=[7],
-        wins=0.25,
-        algorithm_wins=0.5,
-        kept_default=True,
-    )
-    told = answer(gather(made().model_copy(update={"choice": choice}), get_settings()))
+    told = answer(gather(made().model_copy(update={"choice": KEPT_DEFAULT}), get_settings()))
     assert told[-1].startswith(
-        "It was chosen because it is PatchCore's default, and trial 7, the best on the selection pictures, does not "
-        "beat it by more than chance (0.020 in image AUROC, standard error 0.030); had these pictures"
+        "It was chosen because it is PatchCore's default fit, and trial 7, the best on the selection pictures, does "
+        "not beat it by more than chance (0.020 in image AUROC, standard error 0.030); had these pictures"
     )
 
 
 def test_an_ensemble_is_told_as_one(made: Made) -> None:
     members = [ChampionMember(trial=n, algorithm=name, config={}) for n, name in ((7, "dfm"), (2, "padim"))]
     result = changed(made(), trial=7, algorithm="dfm + padim", members=members)
-    choice = Choice(
-        trial=7,
-        labelled_weight=1,
-        best=7,
-        behind=-0.03,
-        error=0.01,
-        tied=[],
-        wins=0.5,
-        algorithm_wins=0.5,
-        members=[7, 2],
-    )
-    told = answer(gather(result.model_copy(update={"choice": choice}), get_settings()))
+    told = answer(gather(result.model_copy(update={"choice": ENSEMBLE}), get_settings()))
     assert told[0].startswith("Use dfm + padim (trials 7, 2): on ")
     assert told[-1] == (
         "It is the mean of what these trials say, chosen because it is better on the selection pictures than trial 7, "
