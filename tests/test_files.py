@@ -14,6 +14,7 @@ import pytest
 
 from autoad.errors import FileStoreError, UsageError
 from autoad.files import FileStore, read_file, remove_leftovers, use_source, write_atomically, write_durably
+from tests.ports import free_port
 
 ABSENT = "0" * 64
 
@@ -25,9 +26,7 @@ def sha256(data: bytes) -> str:
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """HOST:PORT of an S3 server with the bucket ``pictures``."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL
     )

@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from autoad.database import Database, this_process
 from autoad.schema import Metrics, TrialRow
 from autoad.settings import Settings
 from tests.conftest import Run
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 
@@ -135,9 +135,7 @@ def get(address: str) -> Any:
 def test_the_documented_dashboard_opens_the_study(searched: dict[str, Any], state: Path) -> None:
     documented = re.search(r"^    (optuna-dashboard .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert documented is not None
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = shlex.split(documented[1].replace("$AUTOAD_DATA_DIR", str(state)))
     process = subprocess.Popen(
         [Path(sys.executable).parent / command[0], *command[1:], "--port", str(port)],

@@ -8,7 +8,6 @@ import itertools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from autoad.models import read_manifest
 from autoad.models.registry import Registry
 from autoad.settings import Settings
 from tests.models.registering import make_artifact
+from tests.ports import free_port
 
 STEPS = {"upload": 0, "row": 0, "before-move": 0, "moved": 0, "committed": 1}
 """Where a process dies, and how many versions that leaves."""
@@ -157,9 +157,7 @@ def postgres() -> Iterator[str]:
     """Address of a database of a PostgreSQL server."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     assert programs, "these tests need PostgreSQL: apt-get install postgresql"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     # Not below pytest's folder: its owner is not the server's, which must reach it.
     folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
     as_user: list[str] = []

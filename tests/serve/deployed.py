@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 import psutil
 
 from autoad.client import Client, Score
+from tests.ports import free_port
 
 READY_SECONDS = 120
 PROCESSES = {
@@ -60,14 +60,6 @@ class Deployment:
     def kill(self, kind: str) -> None:
         """End one process of a kind as the kernel does when memory is short."""
         self.children(kind)[0].send_signal(signal.SIGKILL)
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

@@ -27,7 +27,8 @@ from autoad.client import Client, Score, _uploads
 from autoad.data import read_dataset
 from autoad.models import Model
 from tests.client.wire import Wire
-from tests.serve.deployed import Deployment, deploy, free_port
+from tests.ports import free_port
+from tests.serve.deployed import Deployment, deploy
 from tests.serve.factory import add_model, make_state
 
 ROOT = Path(__file__).parent.parent.parent
