@@ -36,6 +36,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.xdist_group("searched" if names[item] in together else names[item]))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Groups that are not kept together cost twice the time, and nothing else would tell."""
+    if hasattr(session.config, "workerinput") and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError("this pytest-xdist does not know this pytest's groups; install with constraints.txt")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Where tests that name no data folder keep compiled backbones: in one for the whole run."""
