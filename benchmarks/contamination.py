@@ -1,8 +1,8 @@
-"""What defects among the good pictures cost, and what setting suspicious ones aside brings back.
+"""What defects among the good pictures cost, and what setting doubtful ones aside brings back.
 
-Of each folder's defective pictures as many as a twentieth of the good ones are taken away; in two of three arms they
-come back as good pictures to learn from. Each arm chooses among the defaults of what does not train and some random
-configurations as a search does, fits the chosen one again on train and selection normals, and tests it; the test
+Of each folder's defective pictures as many as a twentieth of the good ones are taken away; in two of four arms they
+come back as good pictures to learn from. Each arm chooses as a search does among the defaults of what does not train
+and some random configurations, fits the chosen one again on train and selection normals, and tests it; the test
 pictures are the same in all arms. Means over draws, with 95 % intervals of the paired differences.
 
     python benchmarks/contamination.py --data FOLDER... [--draws 5]
@@ -30,13 +30,16 @@ from autoad.data import Dataset, Picture, Roles, assign_roles, draw_defects, rea
 from autoad.errors import AutoADError
 from autoad.evaluation import compare_trials, drawn_per_kind, image_metrics, labelled_weight
 from autoad.features import DEFAULT_BACKBONE, EngineChoice, FeatureStore, choose_engine
-from autoad.search.inspection import suspicious_pictures
+from autoad.schema import TrialRow
+from autoad.search.aside import doubtful_pictures
+from autoad.search.choice import Limits, choose_trial
+from autoad.search.selection_scores import SelectionScores
 from autoad.search.space import load_spaces
 from autoad.search.trial import load_inputs
 
 ALGORITHMS = ("patchcore", "padim", "dfm", "dfkde")
 RANDOM = 2
-ARMS = ("clean", "contaminated, all kept", "contaminated, suspicious set aside")
+ARMS = ("clean", "clean, doubtful set aside", "contaminated, all kept", "contaminated, doubtful set aside")
 
 
 def main() -> None:
@@ -57,19 +60,30 @@ def main() -> None:
             _one_draw(dataset, seed, store, engine, asked.threads)
             for seed in range(asked.first, asked.first + asked.draws)
         ]
-        aurocs = np.array([draw[0] for draw in found])
+        aurocs = np.array([draw.aurocs for draw in found])
         rows.append(
             [
                 folder.name,
                 *(f"{mean:.3f}" for mean in aurocs.mean(axis=0)),
-                _difference(aurocs[:, 1] - aurocs[:, 0]),
-                _difference(aurocs[:, 2] - aurocs[:, 0]),
-                f"{np.mean([draw[1] for draw in found]):.1f} of {np.mean([draw[2] for draw in found]):.0f}",
-                f"{np.mean([draw[3] for draw in found]):.1f}",
+                *(_difference(aurocs[:, arm] - aurocs[:, 0]) for arm in range(1, len(ARMS))),
+                f"{np.mean([draw.found for draw in found]):.1f} of {np.mean([draw.hidden for draw in found]):.0f}",
+                f"{np.mean([draw.wrong for draw in found]):.1f}",
+                f"{np.mean([draw.wrong_when_clean for draw in found]):.1f}",
             ]
         )
-    title = ["data", *ARMS, "kept minus clean", "set aside minus clean", "found", "good ones set aside"]
-    print(table(title, rows))
+    differences = [f"{arm}: minus clean" for arm in ARMS[1:]]
+    print(table(["data", *ARMS, *differences, "found", "good ones set aside", "of clean ones"], rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+    """Test AUROC of each arm; hidden defects, how many of them were set aside, and how many good pictures."""
+
+    aurocs: list[float]
+    hidden: int
+    found: int
+    wrong: int
+    wrong_when_clean: int
 
 
 def _difference(values: np.ndarray[Any, Any]) -> str:
@@ -77,34 +91,30 @@ def _difference(values: np.ndarray[Any, Any]) -> str:
     return f"{values.mean():+.3f} ± {half:.3f}"
 
 
-def _one_draw(
-    dataset: Dataset, seed: int, store: FeatureStore, engine: EngineChoice, threads: int
-) -> tuple[list[float], int, int, int]:
-    """Test AUROC of each arm; defects found, how many there were, and good pictures set aside."""
+def _one_draw(dataset: Dataset, seed: int, store: FeatureStore, engine: EngineChoice, threads: int) -> _Draw:
     chance = random.Random(seed)
     good = [picture for picture in dataset.pictures if picture.is_normal and picture.split == "train"]
     bad = [picture for picture in dataset.pictures if not picture.is_normal]
     hidden = {picture.sha256 for picture in chance.sample(bad, max(1, len(good) // 20))}
-    roles = assign_roles(
+    clean = assign_roles(
         dataclasses.replace(dataset, pictures=tuple(p for p in dataset.pictures if p.sha256 not in hidden))
     )
-    mixed = dataclasses.replace(
-        roles,
-        train=_sorted(
-            [
-                *roles.train,
-                *(dataclasses.replace(p, label="good", mask=None, split="train") for p in bad if p.sha256 in hidden),
-            ]
-        ),
+    called_good = [dataclasses.replace(p, label="good", mask=None, split="train") for p in bad if p.sha256 in hidden]
+    mixed = dataclasses.replace(clean, train=_sorted([*clean.train, *called_good]))
+    aurocs, doubted = [], []
+    for kept in (clean, mixed):
+        aurocs.append(_champion(kept, store, engine, threads))
+        doubtful = doubtful_pictures(kept, store, engine, threads)
+        doubted.append([picture.sha256 in hidden for picture in doubtful])
+        aurocs.append(_champion(kept.set_aside(doubtful), store, engine, threads) if doubtful else aurocs[-1])
+    told = ", ".join(f"{name} {auroc:.3f}" for name, auroc in zip(ARMS, aurocs, strict=True))
+    print(
+        f"{dataset.name}, draw {seed}: {told}; set aside {sum(doubted[1])} of {len(hidden)} defects, "
+        f"{len(doubted[1]) - sum(doubted[1])} good ones, {len(doubted[0])} of the clean ones",
+        file=sys.stderr,
+        flush=True,
     )
-    learnt = [picture for picture in (*mixed.train, *mixed.selection) if picture.is_normal]
-    suspicious = [picture for picture, _ in suspicious_pictures(learnt, store, engine, threads)]
-    found = sum(picture.sha256 in hidden for picture in suspicious)
-    aurocs = []
-    for name, arm in zip(ARMS, (roles, mixed, mixed.set_aside(suspicious)), strict=True):
-        aurocs.append(_champion(arm, store, engine, threads))
-        print(f"{dataset.name}, draw {seed}, {name}: {aurocs[-1]:.3f}", file=sys.stderr, flush=True)
-    return aurocs, found, len(hidden), len(suspicious) - found
+    return _Draw(aurocs, len(hidden), sum(doubted[1]), len(doubted[1]) - sum(doubted[1]), len(doubted[0]))
 
 
 def _sorted(pictures: Sequence[Picture]) -> tuple[Picture, ...]:
@@ -122,28 +132,41 @@ def _configurations() -> list[tuple[str, dict[str, Any]]]:
 
 
 def _champion(roles: Roles, store: FeatureStore, engine: EngineChoice, threads: int) -> float:
-    """Image AUROC of the chosen configuration, fitted again, on the test pictures."""
+    """Image AUROC of what is chosen, fitted again, on the test pictures."""
     normals = [picture for picture in roles.selection if picture.is_normal]
     weight = labelled_weight(len(roles.selection) - len(normals), len(normals))
     with tempfile.TemporaryDirectory() as scratch:
         drawn = draw_defects(normals, Path(scratch), per_kind=drawn_per_kind(weight))
         selection = (*roles.selection, *drawn)
         tried, scores = [], []
-        for name, config in _configurations():
+        for number, (name, config) in enumerate(_configurations()):
             try:
                 scores.append(_scores(name, config, roles.train, selection, store, engine, threads))
             except AutoADError:
                 continue
-            tried.append((name, config))
-    compared = compare_trials(
-        np.stack(scores),
-        [picture.label for picture in selection],
-        np.array([picture.synthetic for picture in selection]),
-        weight,
-    )
-    name, config = tried[compared.best]
-    tested = _scores(name, config, _sorted([*roles.train, *normals]), roles.test, store, engine, threads)
-    value = image_metrics(tested, np.array([not picture.is_normal for picture in roles.test])).image_auroc
+            origin = "sampler" if number % (1 + RANDOM) else "default"
+            row = TrialRow(trial=len(tried), algorithm=name, config=config, status="complete", origin=origin)
+            tried.append(row)
+        kept = SelectionScores(Path(scratch))
+        for row, values in zip(tried, scores, strict=True):
+            kept.keep(row.trial, values)
+        quality = compare_trials(
+            np.stack(scores),
+            [picture.label for picture in selection],
+            np.array([picture.synthetic for picture in selection]),
+            weight,
+        ).quality
+        best_first = sorted(tried, key=lambda row: -quality[row.trial])
+        candidates, _ = choose_trial(best_first, selection, kept, "image_auroc", weight, Limits(), seed=0)
+    normal = np.array([picture.is_normal for picture in selection])
+    members = []
+    for row in candidates[0].rows:
+        refitted = _sorted([*roles.train, *normals])
+        tested = _scores(row.algorithm, row.config, refitted, roles.test, store, engine, threads)
+        units = scores[row.trial][normal]
+        members.append((tested - units.mean()) / units.std())
+    anomalous = np.array([not picture.is_normal for picture in roles.test])
+    value = image_metrics(np.mean(members, axis=0), anomalous).image_auroc
     if value is None:
         raise SystemExit("there must be good and defective pictures to test on")
     return value

@@ -236,8 +236,8 @@ class Client:
             patience: end after so many finished trials in a row without a better one.
             max_latency_ms: most milliseconds that the champion may take for a picture on the server.
             max_memory_mb: most memory, in MB, that a process which scores with the champion may take.
-            keep_suspicious: whether to learn from good pictures that look unlike the others, too; they are set aside,
-                and named in a note, otherwise.
+            keep_suspicious: whether to learn from good pictures that look unlike the others or like the labelled
+                defects, too; they are set aside, and named in a note, otherwise.
             promote_when: whether the champion is promoted at the end: ``never``, ``always``, or when it is ``better``
                 than the version that serves by more than chance.
             idempotency_key: a second search with the same key is the first; made by default.

@@ -19,7 +19,7 @@ def inspect(
     ),
     as_json: Json = False,
 ) -> None:
-    """Look for near-duplicates, suspicious good pictures, several products in one folder, and odd light."""
+    """Look for near-duplicates, good pictures that look defective, several products in one folder, and odd light."""
     import os
 
     from autoad.console import err, out, print_inspection

@@ -79,7 +79,9 @@ def search(
     ] = None,
     keep_suspicious: Annotated[
         bool,
-        typer.Option("--keep-suspicious", help="Learn from good pictures that look unlike the others, too."),
+        typer.Option(
+            "--keep-suspicious", help="Learn from good pictures that look unlike the others or like the defects, too."
+        ),
     ] = False,
     trial_timeout: Annotated[
         str, typer.Option(help="Time after which a trial counts as hanging. Default a quarter of --time, or 1h.")

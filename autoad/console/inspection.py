@@ -12,6 +12,7 @@ __all__ = ["print_inspection"]
 _NAMES = {
     "near_duplicates": "near-duplicates",
     "suspicious_good": "suspicious good",
+    "like_defects": "like a defect",
     "variants": "variants",
     "brightness": "brightness",
 }

@@ -15,6 +15,7 @@ __all__ = ["write_inspection"]
 _TITLES: dict[FindingKind, str] = {
     "near_duplicates": "Nearly the same picture twice",
     "suspicious_good": "Labelled good, but unlike the others",
+    "like_defects": "Labelled good, but like the labelled defects",
     "variants": "Several products in one folder",
     "brightness": "Unusual light",
 }

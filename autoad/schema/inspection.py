@@ -8,7 +8,7 @@ from autoad.schema._record import Record
 
 __all__ = ["Finding", "FindingKind", "Inspection"]
 
-FindingKind = Literal["near_duplicates", "suspicious_good", "variants", "brightness"]
+FindingKind = Literal["near_duplicates", "suspicious_good", "like_defects", "variants", "brightness"]
 
 
 class Finding(Record):
@@ -16,8 +16,8 @@ class Finding(Record):
 
     Attributes:
         kind: ``near_duplicates`` (the pictures are nearly the same), ``suspicious_good`` (labelled good, but unlike the
-            other good ones), ``variants`` (one group of several into which the good pictures fall), or ``brightness``
-            (much darker or brighter than the others).
+            other good ones), ``like_defects`` (labelled good, but like the labelled defects), ``variants`` (one group
+            of several into which the good pictures fall), or ``brightness`` (much darker or brighter than the others).
         text: what was seen and what to do about it, for people.
         pictures: files, the most telling first.
         value: by which the finding is judged, in the unit that ``text`` names.

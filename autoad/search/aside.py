@@ -1,10 +1,11 @@
-"""Good pictures that look unlike the others: a search does not learn from them, unless it is told to.
+"""Good pictures that look unlike the others, or like a defect: a search does not learn from them, unless told to.
 
 A defect among the good pictures teaches every algorithm that it is normal, and what ranks the trials that finding it is
-a mistake. So the pictures that ``autoad inspect`` would call suspicious are left out of training and selection. Neither
-the test nor the calibration pictures are looked at for this: the first nothing but the final report may see, and of the
-second those that look odd must stay, or the false-positive rate that they promise would not hold for the odd pictures
-that are good.
+a mistake. So the pictures that ``autoad inspect`` would call suspicious are left out of training, and those unlike the
+others of selection too; of those like the labelled defects selection keeps its own, or it would be left with the good
+pictures that are easily told from a defect. Neither the test nor the calibration pictures are looked at for this: the
+first nothing but the final report may see, and of the second those that look odd must stay, or the false-positive rate
+that they promise would not hold for the odd pictures that are good.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from autoad.algorithms import get_algorithm
-from autoad.data import Picture
-from autoad.features import DEFAULT_BACKBONE, FeatureStore
+from autoad.data import Picture, Roles
+from autoad.features import DEFAULT_BACKBONE, EngineChoice, FeatureStore
 from autoad.search.inspection import INSPECTED_SIZE, suspicious_pictures
+from autoad.search.lookalikes import FEWEST_DEFECTS, lookalikes
 from autoad.search.plan import Plan
 
-__all__ = ["set_aside"]
+__all__ = ["doubtful_pictures", "set_aside"]
 
 _NAMED = 10
 
@@ -43,8 +45,8 @@ def set_aside(plan: Plan, folder: Path, store: FeatureStore, *, threads: int) ->
         return plan, None
     decided = _decided(folder)
     if decided is None:
-        _compute_together(plan, good, store, threads)
-        decided = {picture.sha256 for picture, _ in suspicious_pictures(good, store, plan.engine, threads)}
+        _compute_together(plan, [*good, *_telling_defects(roles)], store, threads)
+        decided = {picture.sha256 for picture in doubtful_pictures(roles, store, plan.engine, threads)}
     suspicious = [picture for picture in good if picture.sha256 in decided]
     left = roles.set_aside(suspicious)
     if not any(picture.is_normal for picture in left.selection):  # trials must be ranked by something
@@ -54,6 +56,29 @@ def set_aside(plan: Plan, folder: Path, store: FeatureStore, *, threads: int) ->
     if not suspicious:
         return plan, None
     return dataclasses.replace(plan, roles=left), _note(plan, suspicious)
+
+
+def doubtful_pictures(roles: Roles, store: FeatureStore, engine: EngineChoice, threads: int) -> list[Picture]:
+    """Good train and selection pictures that are unlike the others, and train ones that are like labelled defects.
+
+    Args:
+        roles: of the dataset's pictures; of the defects only those of selection are looked at.
+        store: keeps the features.
+        engine: runs the backbone.
+        threads: CPU threads of that.
+    """
+    normals = [picture for picture in roles.selection if picture.is_normal]
+    found = [
+        *suspicious_pictures([*roles.train, *normals], store, engine, threads),
+        *lookalikes(roles.train, normals, _telling_defects(roles), store, engine, threads),
+    ]
+    return list(dict.fromkeys(picture for picture, _ in found))
+
+
+def _telling_defects(roles: Roles) -> list[Picture]:
+    """Labelled defects by which others can be told; none if they are too few."""
+    defects = [picture for picture in roles.selection if not picture.is_normal]
+    return defects if len(defects) >= FEWEST_DEFECTS else []
 
 
 def _decided(folder: Path) -> set[str] | None:
@@ -88,7 +113,8 @@ def _note(plan: Plan, suspicious: list[Picture]) -> str:
     names = [str(one.path.relative_to(root)) if one.path.is_relative_to(root) else str(one.path) for one in suspicious]
     named = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     pictures, look = ("picture", "looks") if len(names) == 1 else ("pictures", "look")
+    unlike = "unlike the others" + (" or like the labelled defects" if _telling_defects(plan.roles) else "")
     return (
-        f"set aside: {len(names)} good {pictures} that {look} unlike the others; nothing is learnt from {named}. Look "
+        f"set aside: {len(names)} good {pictures} that {look} {unlike}; nothing is learnt from {named}. Look "
         "whether they are good (autoad inspect shows them); if so, search again with --keep-suspicious"
     )

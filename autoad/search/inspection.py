@@ -14,9 +14,11 @@ import numpy.typing as npt
 import torch
 
 from autoad.algorithms import get_algorithm
-from autoad.data import Dataset, Picture
+from autoad.data import Dataset, Picture, assign_roles
+from autoad.errors import DatasetError
 from autoad.features import DEFAULT_BACKBONE, EngineChoice, FeatureStore
 from autoad.schema import Finding, Inspection
+from autoad.search.lookalikes import lookalikes
 from autoad.search.trial import load_inputs
 
 __all__ = ["INSPECTED_SIZE", "inspect_dataset", "suspicious_pictures"]
@@ -68,6 +70,9 @@ def inspect_dataset(
     - **Suspicious good**: each good picture is scored by a PatchCore that was fitted on four fifths of the good ones
       without it; log scores more than five robust standard deviations above the median are reported, a tenth of the
       good pictures at most.
+    - **Like defects**: good pictures to learn from that look like the defects by which a search would rank its trials
+      (:func:`autoad.search.lookalikes.lookalikes`). Those that it would test with are not looked at, so that whoever
+      sorts out pictures by this does not do so by the test.
     - **Variants**: averaged features of stages 3 and 4 of the good pictures fall into two to five clear groups (mean
       silhouette of k-means at least .5).
     - **Brightness**: mean grey level more than six robust standard deviations and ten levels from the median.
@@ -92,6 +97,7 @@ def inspect_dataset(
     findings = [
         *_near_duplicates(images, pictures),
         *_suspicious([pictures[number] for number in good], store, engine, threads),
+        *_like_defects(dataset, store, engine, threads),
         *_variants(averaged[good], [pictures[number] for number in good]),
         *_odd_light(images, pictures),
     ]
@@ -182,6 +188,22 @@ def _suspicious(good: Sequence[Picture], store: FeatureStore, engine: EngineChoi
             "above their median); look whether it is, for a defect among the good teaches that it is normal",
             pictures=[str(picture.path)],
             value=deviations,
+        )
+
+
+def _like_defects(dataset: Dataset, store: FeatureStore, engine: EngineChoice, threads: int) -> Iterator[Finding]:
+    try:
+        roles = assign_roles(dataset)
+    except DatasetError:  # no search either, which says why
+        return
+    normals, defects = ([p for p in roles.selection if p.is_normal is good] for good in (True, False))
+    for picture, probability in lookalikes(roles.train, normals, defects, store, engine, threads):
+        yield Finding(
+            kind="like_defects",
+            text=f"labelled good, but like the labelled defects (probability {probability:.2f}); look whether it "
+            "is, for a defect among the good teaches that it is normal",
+            pictures=[str(picture.path)],
+            value=probability,
         )
 
 

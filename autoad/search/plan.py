@@ -63,7 +63,7 @@ class SearchRequest:
         patience: finished trials in a row that may fail to improve the best before the search ends; None for any.
         max_latency_ms: of the champion; None for any.
         max_memory_mb: likewise.
-        keep_suspicious: learn from good pictures that look unlike the others, too.
+        keep_suspicious: learn from good pictures that look unlike the others or like the labelled defects, too.
         trial_timeout: seconds after which a trial counts as hanging; None for a quarter of the trials' time.
     """
 

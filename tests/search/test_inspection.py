@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from autoad.data import read_dataset
+from autoad.data import Picture, assign_roles, read_dataset
 from autoad.features import FeatureStore, choose_engine
 from autoad.schema import Finding, FindingKind, Inspection
+from autoad.search import inspection
 from autoad.search.inspection import inspect_dataset
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -90,6 +91,25 @@ def test_each_trouble_is_found_with_its_pictures(troubled: Path, store: FeatureS
     (dark,) = of(found, "brightness")
     assert names(dark) == {"train/good/dark.png"}
     assert "darker" in dark.text
+
+
+def test_what_is_like_the_defects_is_told_by_those_that_a_search_may_see(
+    demo: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roles = assign_roles(read_dataset(demo))
+    asked: list[set[Picture]] = []
+
+    def like(train: Sequence[Picture], *others: object) -> list[tuple[Picture, float]]:
+        asked.extend(set(pictures) for pictures in (train, *others[:2]))
+        return [(train[0], 0.83)]
+
+    monkeypatch.setattr(inspection, "lookalikes", like)
+    (found,) = of(inspect(demo, store), "like_defects")
+    assert found.pictures == [str(roles.train[0].path)]
+    assert found.value == 0.83
+    assert "like the labelled defects (probability 0.83)" in found.text
+    normals, defects = ({p for p in roles.selection if p.is_normal is good} for good in (True, False))
+    assert asked == [set(roles.train), normals, defects]
 
 
 def test_two_products_in_one_folder_are_told_apart(clean: Path, store: FeatureStore, tmp_path: Path) -> None:
