@@ -15,17 +15,19 @@ import random
 import statistics
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 from _common import arguments, open_store, table
 from PIL import Image
 
 from autoad.data import Dataset, Picture, read_dataset
 from autoad.features import EngineChoice, FeatureStore
-from autoad.schema import Inspection
+from autoad.schema import FindingKind, Inspection
 from autoad.search.inspection import inspect_dataset
 
 COPIES = 6
 DRAWS = 5
+KINDS = get_args(FindingKind)
 
 
 def main() -> None:
@@ -42,7 +44,7 @@ def main() -> None:
         rows.append(
             [
                 path.name,
-                *(kinds.count(kind) for kind in ("near_duplicates", "suspicious_good", "variants", "brightness")),
+                *(kinds.count(kind) for kind in KINDS),
                 f"{means[0]:.1f} of {COPIES}",
                 f"{means[1]:.1f}",
                 f"{means[2]:.1f} of {means[3]:.0f}",
@@ -50,7 +52,7 @@ def main() -> None:
             ]
         )
         print(rows[-1], flush=True)
-    title = ["data", "as it is: near-duplicates", "suspicious good", "variants", "brightness"]
+    title = ["data", *(f"as it is: {kind}" for kind in KINDS)]
     title += ["copies found", "other pairs", "defective among the good found", "good called suspicious"]
     print(table(title, rows))
 

@@ -1,11 +1,10 @@
 """Good pictures that look unlike the others, or like a defect: a search does not learn from them, unless told to.
 
 A defect among the good pictures teaches every algorithm that it is normal, and what ranks the trials that finding it is
-a mistake. So the pictures that ``autoad inspect`` would call suspicious are left out of training, and those unlike the
-others of selection too; of those like the labelled defects selection keeps its own, or it would be left with the good
-pictures that are easily told from a defect. Neither the test nor the calibration pictures are looked at for this: the
-first nothing but the final report may see, and of the second those that look odd must stay, or the false-positive rate
-that they promise would not hold for the odd pictures that are good.
+a mistake. So the pictures that ``autoad inspect`` would call suspicious, or like a defect, are left out of training and
+selection. Neither the test nor the calibration pictures are looked at for this: the first nothing but the final report
+may see, and of the second those that look odd must stay, or the false-positive rate that they promise would not hold
+for the odd pictures that are good.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from autoad.algorithms import get_algorithm
 from autoad.data import Picture, Roles
 from autoad.features import DEFAULT_BACKBONE, EngineChoice, FeatureStore
 from autoad.search.inspection import INSPECTED_SIZE, suspicious_pictures
-from autoad.search.lookalikes import FEWEST_DEFECTS, lookalikes
+from autoad.search.lookalikes import lookalikes, telling_defects
 from autoad.search.plan import Plan
 
 __all__ = ["doubtful_pictures", "set_aside"]
@@ -45,7 +44,7 @@ def set_aside(plan: Plan, folder: Path, store: FeatureStore, *, threads: int) ->
         return plan, None
     decided = _decided(folder)
     if decided is None:
-        _compute_together(plan, [*good, *_telling_defects(roles)], store, threads)
+        _compute_together(plan, [*good, *telling_defects(roles)], store, threads)
         decided = {picture.sha256 for picture in doubtful_pictures(roles, store, plan.engine, threads)}
     suspicious = [picture for picture in good if picture.sha256 in decided]
     left = roles.set_aside(suspicious)
@@ -59,26 +58,17 @@ def set_aside(plan: Plan, folder: Path, store: FeatureStore, *, threads: int) ->
 
 
 def doubtful_pictures(roles: Roles, store: FeatureStore, engine: EngineChoice, threads: int) -> list[Picture]:
-    """Good train and selection pictures that are unlike the others, and train ones that are like labelled defects.
+    """Good train and selection pictures that are unlike the others, or like the labelled defects of selection.
 
     Args:
-        roles: of the dataset's pictures; of the defects only those of selection are looked at.
+        roles: of the dataset's pictures.
         store: keeps the features.
         engine: runs the backbone.
         threads: CPU threads of that.
     """
     normals = [picture for picture in roles.selection if picture.is_normal]
-    found = [
-        *suspicious_pictures([*roles.train, *normals], store, engine, threads),
-        *lookalikes(roles.train, normals, _telling_defects(roles), store, engine, threads),
-    ]
-    return list(dict.fromkeys(picture for picture, _ in found))
-
-
-def _telling_defects(roles: Roles) -> list[Picture]:
-    """Labelled defects by which others can be told; none if they are too few."""
-    defects = [picture for picture in roles.selection if not picture.is_normal]
-    return defects if len(defects) >= FEWEST_DEFECTS else []
+    unlike = suspicious_pictures([*roles.train, *normals], store, engine, threads)
+    return list(dict.fromkeys(picture for picture, _ in (*unlike, *lookalikes(roles, store, engine, threads))))
 
 
 def _decided(folder: Path) -> set[str] | None:
@@ -113,7 +103,7 @@ def _note(plan: Plan, suspicious: list[Picture]) -> str:
     names = [str(one.path.relative_to(root)) if one.path.is_relative_to(root) else str(one.path) for one in suspicious]
     named = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     pictures, look = ("picture", "looks") if len(names) == 1 else ("pictures", "look")
-    unlike = "unlike the others" + (" or like the labelled defects" if _telling_defects(plan.roles) else "")
+    unlike = "unlike the others" + (" or like the labelled defects" if telling_defects(plan.roles) else "")
     return (
         f"set aside: {len(names)} good {pictures} that {look} {unlike}; nothing is learnt from {named}. Look "
         "whether they are good (autoad inspect shows them); if so, search again with --keep-suspicious"

@@ -1,7 +1,7 @@
 """Checks of a dataset's pictures before any search: what would make its answer worth less than it looks.
 
-Labels and splits are not believed here; all checks look at the pictures. Nothing is changed: a finding is for a person
-to decide about.
+Labels and splits are not believed here, but for those of the defects that others are compared with; all checks look at
+the pictures. Nothing is changed: a finding is for a person to decide about.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _Array = npt.NDArray[np.float64]
 def inspect_dataset(
     dataset: Dataset, *, path: str, store: FeatureStore, engine: EngineChoice, threads: int = 1
 ) -> Inspection:
-    """Look for near-duplicates, suspicious good pictures, several products in one folder, and odd light.
+    """Look for near-duplicates, good pictures that look defective, several products in one folder, and odd light.
 
     - **Near-duplicates**: grey pictures on a 32 x 32 grid, without their mean; a pair counts as nearly the same if it
       lies nearer than .4 of the usual distance to the nearest five. So copies that were encoded again, cut by a few
@@ -196,14 +196,13 @@ def _like_defects(dataset: Dataset, store: FeatureStore, engine: EngineChoice, t
         roles = assign_roles(dataset)
     except DatasetError:  # no search either, which says why
         return
-    normals, defects = ([p for p in roles.selection if p.is_normal is good] for good in (True, False))
-    for picture, probability in lookalikes(roles.train, normals, defects, store, engine, threads):
+    for picture, likely in lookalikes(roles, store, engine, threads):
         yield Finding(
             kind="like_defects",
-            text=f"labelled good, but like the labelled defects (probability {probability:.2f}); look whether it "
+            text=f"labelled good, but like the labelled defects ({likely:.2f} of 1, roughly); look whether it "
             "is, for a defect among the good teaches that it is normal",
             pictures=[str(picture.path)],
-            value=probability,
+            value=likely,
         )
 
 

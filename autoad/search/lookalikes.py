@@ -12,22 +12,27 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import stats
 
-from autoad.data import Picture, load_mask
+from autoad.data import Picture, Roles, load_mask
 from autoad.features import DEFAULT_BACKBONE, EngineChoice, FeatureStore
 
-__all__ = ["FEWEST_DEFECTS", "lookalikes"]
+__all__ = ["lookalikes", "telling_defects"]
 
-FEWEST_DEFECTS = 16
-"""Labelled defects of which a sort can be learnt; by fewer, many a good picture would look like one."""
+_FEWEST_DEFECTS, _MOST_DEFECTS = 16, 200
+"""Labelled defects of which a sort can be learnt (by fewer, many a good picture would look like one), and how many of
+them are looked at."""
+
+_FEWEST_GOOD = 20
+_SUSPECTED = 0.3
+"""Likelihood above which a picture is named: a hidden defect costs more than a good picture less does."""
+
+_MOST = 0.1
+"""Share of the good pictures above which none is named: so many are a kind of good, not a mistake."""
 
 _STAGES = (2, 3)
 _SIZE = (256, 256)
 _FOLDS = 5
-_FEWEST_GOOD = 20
-_MOST = 0.1
-"""Share of the good pictures that is named at most: more than that is a kind of good, not a mistake."""
-
 _REGULARISATION = 1e-3
 _PATCHES, _HIDDEN, _EPOCHS, _BATCH = 12_000, 64, 8, 500
 _HIGHEST = 0.02
@@ -39,10 +44,14 @@ where it has no mask: those farthest from the good ones."""
 
 _COMPARED = 6000
 _AT_ONCE = 32
-_FAR, _LOG_ODDS, _STEPS = 8.0, 50.0, 200
+_FAR, _LOG_ODDS, _FIRST_SHARE, _STEPS = 8.0, 50.0, 0.1, 200
+
+_FREEDOM, _SCALE = 4, 0.911
+"""Student's distribution of a standard deviation that is robust: good pictures have outliers that are no defects."""
 
 _Array = npt.NDArray[np.float64]
 _Maps = npt.NDArray[np.float32]
+_Features = Mapping[int, npt.NDArray[np.float16]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,53 +70,56 @@ class _Evidence:
         return cls((good - middle) / spread, (defects - middle) / spread)
 
 
+def telling_defects(roles: Roles) -> list[Picture]:
+    """Labelled defects of selection, by which others can be told; none if they are too few."""
+    defects = sorted((p for p in roles.selection if not p.is_normal), key=lambda picture: picture.sha256)
+    return defects[:_MOST_DEFECTS] if len(defects) >= _FEWEST_DEFECTS else []
+
+
 def lookalikes(
-    train: Sequence[Picture],
-    others: Sequence[Picture],
-    defects: Sequence[Picture],
-    store: FeatureStore,
-    engine: EngineChoice,
-    threads: int = 1,
+    roles: Roles, store: FeatureStore, engine: EngineChoice, threads: int = 1
 ) -> list[tuple[Picture, float]]:
-    """Good pictures that are more probably defective than good, by what labelled defects look like.
+    """Good pictures to learn from that are probably defective, by what labelled defects look like.
 
     Two classifiers tell the labelled defects from the good pictures: a linear one by averages, deviations and maxima
     of a picture's features, and a small network by single patches, for which those in a defect's mask are examples.
     Each is asked only about pictures that it was not fitted on. Their joint score has one distribution over the good
     pictures and one over the labelled defects; how many of the good ones are of the second is estimated by expectation
-    maximisation (Saerens, Latinne and Decaestecker, Neural Computation 2002), and with it the probability of each.
+    maximisation (Saerens, Latinne and Decaestecker, Neural Computation 2002), and with it how likely each is.
+
+    Good pictures with a split of their own, such as those of a test folder, are only compared with: whoever put them
+    there has looked at them, and all defects may have been photographed beside them.
 
     Args:
-        train: good pictures that are looked at.
-        others: good ones that are only compared with.
-        defects: labelled ones; of fewer than ``FEWEST_DEFECTS`` nothing is concluded.
+        roles: of the dataset's pictures; those of calibration and test are not looked at.
         store: keeps the features.
         engine: runs the backbone.
         threads: CPU threads of that.
 
     Returns:
-        Pictures of ``train`` and their probability, above one half, the most probable first; at most a tenth of them.
+        Train and selection pictures and how likely they are defective as this model has it, from .3 on, the
+        likeliest first. None if the labelled defects are too few, or so many are like them that this must be good.
     """
-    if len(defects) < FEWEST_DEFECTS or len(train) < _FEWEST_GOOD:
+    bad = telling_defects(roles)
+    good = sorted(
+        (picture for picture in (*roles.train, *roles.selection) if picture.is_normal),
+        key=lambda picture: picture.sha256,
+    )
+    divided = any(picture.split == "train" for picture in good)
+    learnt = np.array([picture.split == "train" or not divided for picture in good])
+    if not bad or learnt.sum() < _FEWEST_GOOD:
         return []
-    good = sorted((*train, *others), key=lambda picture: picture.sha256)
-    bad = sorted(defects, key=lambda picture: picture.sha256)
     maps, of_bad = (
         store.features(
             pictures, backbone=DEFAULT_BACKBONE, stages=_STAGES, image_size=_SIZE, engine=engine, threads=threads
         )
         for pictures in (good, bad)
     )
-    found = _joined([_by_whole(maps, of_bad), _by_patches(maps, of_bad, bad)])
-    probable = dict(zip((picture.sha256 for picture in good), _probabilities(found).tolist(), strict=True))
-    named = sorted(
-        ((picture, probable[picture.sha256]) for picture in train if probable[picture.sha256] > 0.5),
-        key=lambda pair: -pair[1],
-    )
-    return named[: int(_MOST * len(train))]
-
-
-_Features = Mapping[int, npt.NDArray[np.float16]]
+    likely = _likelihoods(_joined([_by_whole(maps, of_bad), _by_patches(maps, of_bad, bad)]))
+    named = np.flatnonzero(learnt & (likely > _SUSPECTED))
+    if len(named) > _MOST * learnt.sum():
+        return []
+    return [(good[number], float(likely[number])) for number in named[np.argsort(-likely[named], kind="stable")]]
 
 
 def _folds(good: int, defects: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
@@ -174,7 +186,7 @@ def _fitted(negative: _Maps, positive: _Maps) -> torch.nn.Module:
     """Gives of patches ``[M, C]`` the log odds ``[M, 1]`` of a defective one; both sorts weigh the same."""
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         network = torch.nn.Sequential(
             torch.nn.Linear(negative.shape[1], _HIDDEN), torch.nn.ReLU(), torch.nn.Linear(_HIDDEN, 1)
         )
@@ -252,14 +264,17 @@ def _joined(parts: Sequence[_Evidence]) -> _Evidence:
     return _Evidence.standardised(good @ model.coef_[0], defects @ model.coef_[0])
 
 
-def _probabilities(found: _Evidence) -> _Array:
-    """``[N]``: how probably each good picture is a defect."""
+def _likelihoods(found: _Evidence) -> _Array:
+    """``[N]``: how likely each good picture is a defect."""
     middle, spread = float(found.defects.mean()), max(float(found.defects.std(ddof=1)), 1.0)
-    # Both are normal distributions; that of the good ones is a standard one.
-    ratio = 0.5 * found.good**2 - 0.5 * ((found.good - middle) / spread) ** 2 - np.log(spread)
+    if middle <= 0:
+        return np.zeros(len(found.good))
+    # Beyond the middle of the defects nothing speaks for a good one.
+    of_defects = stats.norm.logpdf(np.minimum(found.good, middle), middle, spread)
+    ratio = of_defects - stats.t.logpdf(found.good, _FREEDOM, scale=_SCALE)
     ratio[found.good <= 0] = -np.inf  # a wide distribution would lie above a narrow one there, too
-    share = _MOST
+    share = _FIRST_SHARE
     for _ in range(_STEPS):
-        chances = 1 / (1 + np.exp(-np.clip(ratio + np.log(share / (1 - share)), -_LOG_ODDS, _LOG_ODDS)))
-        share = float(np.clip(chances.mean(), 1e-4, 0.5))
-    return np.asarray(chances)
+        likely = 1 / (1 + np.exp(-np.clip(ratio + np.log(share / (1 - share)), -_LOG_ODDS, _LOG_ODDS)))
+        share = float(np.clip(likely.mean(), 1e-4, 0.5))
+    return np.asarray(likely)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from autoad.data import Picture, assign_roles, read_dataset
+from autoad.data import Picture, Roles, assign_roles, read_dataset
 from autoad.features import FeatureStore, choose_engine
 from autoad.schema import Finding, FindingKind, Inspection
 from autoad.search import inspection
@@ -97,19 +97,18 @@ def test_what_is_like_the_defects_is_told_by_those_that_a_search_may_see(
     demo: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     roles = assign_roles(read_dataset(demo))
-    asked: list[set[Picture]] = []
+    asked: list[Roles] = []
 
-    def like(train: Sequence[Picture], *others: object) -> list[tuple[Picture, float]]:
-        asked.extend(set(pictures) for pictures in (train, *others[:2]))
-        return [(train[0], 0.83)]
+    def like(given: Roles, *_: object) -> list[tuple[Picture, float]]:
+        asked.append(given)
+        return [(given.train[0], 0.83)]
 
     monkeypatch.setattr(inspection, "lookalikes", like)
     (found,) = of(inspect(demo, store), "like_defects")
     assert found.pictures == [str(roles.train[0].path)]
     assert found.value == 0.83
-    assert "like the labelled defects (probability 0.83)" in found.text
-    normals, defects = ({p for p in roles.selection if p.is_normal is good} for good in (True, False))
-    assert asked == [set(roles.train), normals, defects]
+    assert "like the labelled defects (0.83 of 1" in found.text
+    assert asked == [roles]
 
 
 def test_two_products_in_one_folder_are_told_apart(clean: Path, store: FeatureStore, tmp_path: Path) -> None:
