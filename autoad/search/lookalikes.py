@@ -98,7 +98,7 @@ def lookalikes(
 
     Returns:
         Train and selection pictures and how likely they are defective as this model has it, from .3 on, the
-        likeliest first. None if the labelled defects are too few, or so many are like them that this must be good.
+        likeliest first. Empty if labelled defects are too few, or so many are like them that this must be good.
     """
     bad = telling_defects(roles)
     good = sorted(
