@@ -359,7 +359,7 @@ def _judge(results: Results, bench: Bench, folder: Folder, task: Task, seeds: in
                 worker.ask("score", output=str(scores))
                 values = _measure(scores, folder) | {
                     **({"alone": _alone(worker, bench, folder)} if task.algorithm == "cflow" else {}),
-                    "epochs": length,
+                    "epochs": task.epochs,
                     "pictures": [folder.train, folder.test],
                 }
                 if seed == 0:  # its AUPRO takes a minute
