@@ -134,7 +134,7 @@ _FIRST = {
 
 
 QUICK = ("PaDiM", "PatchCore 1 %", "STFPM")
-"""Whose start is measured; with ``--quick`` only of the first, while all else is limited to these, and accuracy to those
+"""Whose start is measured; with ``--quick`` only that of the first, all else is limited to these, and accuracy to those
 that do not train."""
 
 
