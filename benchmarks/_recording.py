@@ -23,9 +23,10 @@ from autoad.algorithms import ALGORITHMS, get_algorithm
 from autoad.data import Picture, assign_roles, read_dataset
 from autoad.errors import AutoADError
 from autoad.features import FeatureStore, choose_engine, head_precision
+from autoad.models import load_inputs
 from autoad.search import trial
 from autoad.search.space import Space
-from autoad.search.trial import TrialTask, TrialWorker, load_inputs
+from autoad.search.trial import TrialTask, TrialWorker
 from autoad.search.warm_start import fingerprint
 
 __all__ = ["Recording", "observe", "reachable_spaces", "read_recording", "record"]

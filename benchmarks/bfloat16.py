@@ -20,8 +20,8 @@ from autoad.algorithms import Detector, Inputs, Prediction, Runtime, get_algorit
 from autoad.data import Picture, load_image, load_mask
 from autoad.evaluation import compute_metrics
 from autoad.features import Engine, EngineChoice, as_tensors, choose_engine, create_engine, head_precision
+from autoad.models import load_inputs
 from autoad.search.sweep import EVALUATION_SIZE, evaluation_maps
-from autoad.search.trial import load_inputs
 
 import torch  # isort: skip - after autoad, which says how torch's threads wait
 

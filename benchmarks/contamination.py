@@ -30,12 +30,12 @@ from autoad.data import Dataset, Picture, Roles, assign_roles, draw_defects, rea
 from autoad.errors import AutoADError
 from autoad.evaluation import compare_trials, drawn_per_kind, image_metrics, labelled_weight
 from autoad.features import DEFAULT_BACKBONE, EngineChoice, FeatureStore, choose_engine
+from autoad.models import load_inputs
 from autoad.schema import TrialRow
 from autoad.search.aside import doubtful_pictures
 from autoad.search.choice import Limits, choose_trial
 from autoad.search.selection_scores import SelectionScores
 from autoad.search.space import load_spaces
-from autoad.search.trial import load_inputs
 
 ALGORITHMS = ("patchcore", "padim", "dfm", "dfkde")
 RANDOM = 2

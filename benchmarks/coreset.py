@@ -20,7 +20,7 @@ from torch import Tensor
 from autoad.algorithms._bank import Bank
 from autoad.algorithms._coreset import greedy_coreset, principal_axes
 from autoad.algorithms.patchcore import PatchCore, PatchCoreConfig, embed
-from autoad.search.trial import load_inputs
+from autoad.models import load_inputs
 
 PICTURES = 60
 REPEATS = 3

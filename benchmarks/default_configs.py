@@ -16,8 +16,8 @@ from _common import FROZEN, arguments, folders, open_store, table
 from autoad.algorithms import Prediction, get_algorithm
 from autoad.data import load_mask
 from autoad.evaluation import compute_metrics
+from autoad.models import load_inputs
 from autoad.search.sweep import EVALUATION_SIZE, evaluation_maps
-from autoad.search.trial import load_inputs
 
 CONFIGS = [(name, {}) for name in FROZEN] + [("patchcore", {"coreset_sampling_ratio": 0.01})]
 

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 __all__ = ["Bank", "bank_bytes"]
 
-_BLOCK = (1024, 2048)
-"""Vectors and entries compared at a time in float32, so that their similarities stay in cache."""
+_BLOCK = (1024, 4096)
+"""Vectors and entries compared at a time in float32."""
 
 _CANDIDATES = 32
 """Entries, or twice as many as are wanted if that is more, among which an entry's neighbours are found exactly."""
@@ -101,14 +101,15 @@ class Bank:
         """:meth:`nearest` in float32, among the entries from number ``done`` on."""
         best = vectors.new_full((len(vectors),), -torch.inf)
         nearest = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
-        queries = functional.pad(vectors, (0, 1), value=1.0)
+        queries = functional.pad(vectors, (0, 1), value=1.0).T
         for size in sizes:
             for i in range(0, len(vectors), _BLOCK[0]):
-                rows = slice(i, i + _BLOCK[0])
+                here = slice(i, i + _BLOCK[0])
                 for start in range(done, size, _BLOCK[1]):
-                    closest = (queries[rows] @ self._lookup[start : min(start + _BLOCK[1], size)].T).max(dim=1)
-                    nearest[rows] = torch.where(closest.values > best[rows], closest.indices + start, nearest[rows])
-                    torch.maximum(best[rows], closest.values, out=best[rows])
+                    similarity = self._lookup[start : min(start + _BLOCK[1], size)] @ queries[:, here]
+                    values, entries = _largest(similarity)
+                    nearest[here] = torch.where(values > best[here], entries + start, nearest[here])
+                    torch.maximum(best[here], values, out=best[here])
             done = size
             # By the difference itself: the inner products above lose the digits of a small distance.
             yield size, torch.linalg.vector_norm(vectors - self.entries[nearest], dim=1), nearest
@@ -120,6 +121,27 @@ class Bank:
         equal = distance == smallest[rows]
         first = torch.full_like(smallest, len(self), dtype=torch.int64)
         return smallest, first.scatter_reduce_(0, rows[equal], entries[equal], "amin")
+
+
+def _largest(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest number of each column of ``[M, P]``, and its row.
+
+    Rows are looked for in the best group of each column alone: torch finds maxima ten times as fast without places.
+    """
+    rows, columns = values.shape
+    whole = rows // _GROUP * _GROUP
+    groups = values[:whole].view(-1, _GROUP, columns)
+    if whole == 0:
+        largest = values.max(0)
+        return largest.values, largest.indices
+    best = groups.amax(1).max(0)
+    inside = groups[best.indices, :, torch.arange(columns, device=values.device)]
+    found, row = best.values, inside.argmax(1) + best.indices * _GROUP
+    if whole < rows:
+        rest = values[whole:].max(0)
+        better = rest.values > found
+        found, row = torch.where(better, rest.values, found), torch.where(better, rest.indices + whole, row)
+    return found, row
 
 
 class _Rounded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -50,6 +51,9 @@ def train_network(
 ) -> Iterator[Progress]:
     """Minimise ``loss_of(indices of a batch)``; after each epoch yield with the network in evaluation mode.
 
+    Batch normalisation's statistics are measured anew when the network is asked for something between two epochs, and
+    at the end: it costs a quarter of an epoch, and few epochs are looked at.
+
     Args:
         network: the student; ``loss_of`` runs it.
         optimizer: over the student's parameters.
@@ -76,9 +80,31 @@ def train_network(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += value
-        _measure_statistics(network, loss_of, batches)
         network.eval()
+        measure = _Once(network, functools.partial(_measure_statistics, network, loss_of, batches))
+        if epoch == epochs:
+            measure()
         yield Progress(epoch, epochs, total / len(batches))
+        measure.cancel()
+
+
+class _Once:
+    """Does something to a network once, right before it is asked for an answer or for its tensors."""
+
+    def __init__(self, network: nn.Module, action: Callable[[], None]) -> None:
+        self._action = action
+        asked = network.register_forward_pre_hook(self)
+        copied = network.register_state_dict_pre_hook(self)  # type: ignore[no-untyped-call]
+        self._hooks = (asked, copied)
+
+    def __call__(self, *_: object) -> None:
+        self.cancel()
+        self._action()
+
+    def cancel(self) -> None:
+        """Let it be."""
+        for hook in self._hooks:
+            hook.remove()
 
 
 def _batches(pictures: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -103,6 +129,7 @@ def _measure_statistics(network: nn.Module, loss_of: Callable[[Tensor], Tensor],
     layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     if not layers:
         return
+    network.train()
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None
@@ -113,6 +140,7 @@ def _measure_statistics(network: nn.Module, loss_of: Callable[[Tensor], Tensor],
             seen += len(indices)
             if seen >= _STATISTICS_PICTURES:
                 break
+    network.eval()
 
 
 def inference_batches(batch: Inputs, device: str) -> Iterator[Inputs]:

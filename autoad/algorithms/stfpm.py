@@ -23,6 +23,7 @@ from autoad.algorithms._distillation import (
     train_network,
 )
 from autoad.algorithms._memory import SCRATCH, feature_bytes, finishing_bytes, training_bytes, weight_bytes
+from autoad.algorithms._students import train_faster
 from autoad.algorithms._values import BUNDLED_BACKBONE, feature_map, fitted, require
 from autoad.features.backbones import create_backbone
 
@@ -66,33 +67,6 @@ class STFPMConfig:
         require(0 <= self.sigma < math.inf, "sigma", "0 or more", self.sigma)
 
 
-class _Depthwise(nn.Module):
-    """A depthwise convolution that trains in float32 on a CPU.
-
-    The bfloat16 gradients of strided and of 5x5 depthwise convolutions have no fast CPU kernel: they alone took two
-    thirds of a step of EfficientNet-Lite0.
-    """
-
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
-        self.convolution = convolution
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or x.device.type != "cpu":
-            return self.convolution(x)  # type: ignore[no-any-return]
-        with torch.autocast("cpu", enabled=False):
-            return self.convolution(x.float()).to(x.dtype)  # type: ignore[no-any-return]
-
-
-def _wrap_depthwise(module: nn.Module) -> None:
-    """Put every depthwise convolution below ``module`` into a :class:`_Depthwise`."""
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.Conv2d) and child.groups == child.in_channels > 1:
-            setattr(module, name, _Depthwise(child))
-        else:
-            _wrap_depthwise(child)
-
-
 class STFPM(Detector):
     """Student-teacher feature pyramid matching.
 
@@ -132,7 +106,7 @@ class STFPM(Detector):
 
     def _create(self) -> nn.Module:
         student = create_backbone(self.config.backbone, STAGES, pretrained=False)
-        _wrap_depthwise(student)
+        train_faster(student)
         return student.to(self.runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def fit(self, train: Inputs) -> Iterator[Progress]:
@@ -163,7 +137,7 @@ class STFPM(Detector):
         device = self.runtime.device
         assert batch.images is not None  # noqa: S101 - promised by needs
         student = fitted(self._student, self.name)
-        pixels = (batch.images.to(device).float() / 255 - self._mean) / self._std
+        pixels = _normalise(batch.images.to(device), self._mean, self._std)
         with self.runtime.autocast():
             outputs = student(pixels.permute(0, 3, 1, 2))
         distances = []
@@ -189,7 +163,7 @@ class STFPM(Detector):
         config = self.config
         with torch.device("meta"):
             student = create_backbone(config.backbone, STAGES, pretrained=False)
-            _wrap_depthwise(student)
+            train_faster(student)
             pictures = min(max(train, 2), config.batch_size)
             pixels = torch.empty(pictures, 3, config.image_size, config.image_size)
         training = training_bytes((student,), lambda: student(pixels), self.runtime, moments=1)
@@ -214,3 +188,14 @@ class STFPM(Detector):
         self._student = self._create()
         load_network(self._student, tensors, "student")
         self._mean, self._std = (tensors[name].to(self.runtime.device) for name in ("mean", "std"))
+
+
+def _normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """``[N, H, W, 3]`` uint8 as float32, less the mean and divided by the deviation of values from 0 to 1.
+
+    Row by row: three numbers are too few for the loops over the last dimension to be fast.
+    """
+    height, width = pixels.shape[1:3]
+    rows = pixels.reshape(len(pixels), height, 3 * width).float()
+    rows.mul_((1 / (255 * std)).repeat(width)).sub_((mean / std).repeat(width))
+    return rows.view(pixels.shape)

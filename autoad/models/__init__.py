@@ -15,6 +15,7 @@ from autoad.models.artifact import (
     save_model,
     write_manifest,
 )
+from autoad.models.detectors import describe_detector, load_inputs
 from autoad.models.heatmap import draw_heatmap
 from autoad.models.model import Model, Score
 
@@ -32,7 +33,9 @@ __all__ = [
     "Score",
     "Standard",
     "check_model_name",
+    "describe_detector",
     "draw_heatmap",
+    "load_inputs",
     "parse_address",
     "read_manifest",
     "save_model",

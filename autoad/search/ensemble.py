@@ -17,11 +17,11 @@ import torch
 from autoad.algorithms import Prediction
 from autoad.errors import TrialError
 from autoad.features import FeatureStore
-from autoad.models import Standard
+from autoad.models import Standard, load_inputs
 from autoad.schema import Metrics, TrialRow
 from autoad.search.candidate import Candidate
 from autoad.search.sweep import Judge, evaluation_maps
-from autoad.search.trial import TrialTask, fit_trial, load_inputs
+from autoad.search.trial import TrialTask, fit_trial
 
 __all__ = ["join_scores", "standardize", "top_trials"]
 

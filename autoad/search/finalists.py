@@ -23,8 +23,9 @@ from autoad.data import Picture, draw_defects
 from autoad.errors import AutoADError, is_full
 from autoad.evaluation import drawn_per_kind
 from autoad.features import FeatureStore
+from autoad.models import load_inputs
 from autoad.schema import TrialRow
-from autoad.search.trial import TrialTask, fit_trial, load_inputs
+from autoad.search.trial import TrialTask, fit_trial
 
 __all__ = ["Division", "Finalists", "other_divisions"]
 

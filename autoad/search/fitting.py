@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
-from autoad.algorithms import Detector
 from autoad.data import Picture
-from autoad.features import EngineChoice, find_weights
-from autoad.models import Backbone, Member, Model, Provenance, Standard, save_model
+from autoad.models import Model, Provenance, Standard, describe_detector, save_model
 from autoad.search.candidate import Candidate
 from autoad.search.trial import TrialTask, fit_trial
 
-__all__ = ["describe_detector", "fit_model"]
+__all__ = ["fit_model"]
 
 
 def fit_model(
@@ -48,40 +43,3 @@ def fit_model(
     ]
     save_model(folder, name, members, provenance)
     return Model.load(folder, threads=threads)
-
-
-def describe_detector(
-    detector: Detector, engine: EngineChoice, standard: Standard | None = None
-) -> tuple[Member, dict[str, Tensor]]:
-    """A fitted detector as a member of a model: all that scoring by it takes, and its tensors.
-
-    Args:
-        detector: that was fitted.
-        engine: which ran the backbone over the pictures that it was fitted on.
-        standard: of a member of an ensemble.
-    """
-    needs, backbone = detector.needs, None
-    if needs.backbone is not None:
-        weights = find_weights(needs.backbone)
-        backbone = Backbone(
-            name=needs.backbone,
-            stages=needs.stages,
-            weights_source=weights.source,
-            weights_sha256=weights.sha256,
-            mean=weights.mean,
-            std=weights.std,
-            engine=engine.name,
-            precision=engine.precision,
-        )
-    member = Member(
-        algorithm=detector.name,
-        kind=detector.kind,
-        config=dataclasses.asdict(detector.config),
-        seed=detector.seed,
-        image_size=needs.image_size,
-        device="cuda" if detector.runtime.device.startswith("cuda") else "cpu",
-        precision=detector.runtime.precision,
-        backbone=backbone,
-        standard=standard,
-    )
-    return member, detector.tensors()

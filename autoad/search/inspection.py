@@ -17,9 +17,9 @@ from autoad.algorithms import get_algorithm
 from autoad.data import Dataset, Picture, assign_roles
 from autoad.errors import DatasetError
 from autoad.features import DEFAULT_BACKBONE, EngineChoice, FeatureStore
+from autoad.models import load_inputs
 from autoad.schema import Finding, Inspection
 from autoad.search.lookalikes import lookalikes
-from autoad.search.trial import load_inputs
 
 __all__ = ["INSPECTED_SIZE", "inspect_dataset", "suspicious_pictures"]
 

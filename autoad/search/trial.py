@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoad.algorithms import Detector, Inputs, Needs, Precision, Runtime, get_algorithm
+from autoad.algorithms import Detector, Inputs, Precision, Runtime, get_algorithm
 from autoad.data import Picture
-from autoad.features import EngineChoice, FeatureStore, as_tensors, create_engine
+from autoad.features import EngineChoice, FeatureStore, create_engine
+from autoad.models import load_inputs
 from autoad.schema import Metrics, Objective, TrialRow
 from autoad.search.memory import MemoryGuard, copied_bytes, predict_memory, release_free_memory
 from autoad.search.sweep import Judge
 
-__all__ = ["RUNGS", "TrialReport", "TrialTask", "TrialWorker", "fit_trial", "load_inputs"]
+__all__ = ["RUNGS", "TrialReport", "TrialTask", "TrialWorker", "fit_trial"]
 
 RUNGS = frozenset({3, 9, 27, 81, 243})
 """Epochs after which a trial that trains is evaluated."""
@@ -90,27 +91,6 @@ class TrialReport:
     peak_memory_mb: float | None
     model_mb: float
     scores: npt.NDArray[np.float32]
-
-
-def load_inputs(
-    store: FeatureStore, pictures: Sequence[Picture], needs: Needs, engine: EngineChoice, threads: int = 1
-) -> Inputs:
-    """The pictures as a detector wants them, from the feature store."""
-    features = {}
-    if needs.backbone is not None:
-        arrays = store.features(
-            pictures,
-            backbone=needs.backbone,
-            stages=needs.stages,
-            image_size=needs.image_size,
-            engine=engine,
-            threads=threads,
-        )
-        features = as_tensors(arrays)
-    images = as_tensors({0: store.images(pictures, needs.image_size)})[0] if needs.images else None
-    if images is not None:
-        images = images.permute(0, 2, 3, 1)
-    return Inputs(needs.image_size, features, images)
 
 
 def fit_trial(row: TrialRow, task: TrialTask, pictures: Sequence[Picture], *, threads: int) -> Detector:

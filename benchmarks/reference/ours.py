@@ -17,9 +17,7 @@ from autoad.algorithms._coreset import greedy_coreset
 from autoad.algorithms.patchcore import PatchCore, PatchCoreConfig, embed
 from autoad.data import load_image, read_dataset
 from autoad.features import FeatureStore, choose_engine, head_precision
-from autoad.models import Model, Provenance, save_model, write_manifest
-from autoad.search.fitting import describe_detector
-from autoad.search.trial import load_inputs
+from autoad.models import Model, Provenance, describe_detector, load_inputs, save_model, write_manifest
 
 import torch  # isort: skip - after autoad, which says how torch's threads wait
 

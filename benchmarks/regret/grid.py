@@ -33,8 +33,8 @@ from autoad.errors import AutoADError
 from autoad.evaluation import drawn_per_kind
 from autoad.features import DEFAULT_BACKBONE, EngineChoice, FeatureStore, choose_engine, head_precision
 from autoad.files import write_atomically
+from autoad.models import load_inputs
 from autoad.search.space import Space, load_spaces
-from autoad.search.trial import load_inputs
 
 COUNTS = {
     "patchcore": 13,

@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from autoad.algorithms import _distillation
 from autoad.algorithms._base import Inputs, Runtime
 from autoad.algorithms.stfpm import STFPM, STFPMConfig
 from autoad.errors import TrialError, UsageError
@@ -173,6 +174,32 @@ def test_a_stopped_fit_predicts_and_training_can_go_on_after_predicting(normal: 
     assert [progress.epoch for progress in fit] == [2, 3]
     straight = fitted(normal[:8], epochs=3)
     assert torch.equal(detector.predict(normal[8:12]).scores, straight.predict(normal[8:12]).scores)
+
+
+def test_statistics_are_measured_once_for_each_epoch_that_is_looked_at(
+    normal: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, epochs = _distillation._measure_statistics, []
+    seen = 0
+
+    def count(*given: Any) -> None:
+        epochs.append(seen)
+        measure(*given)
+
+    monkeypatch.setattr(_distillation, "_measure_statistics", count)
+    detector = STFPM(STFPMConfig(image_size=64, epochs=5))
+    for progress in detector.fit(normal[:8]):
+        seen = progress.epoch
+        if seen == 2:
+            kept = detector.tensors()
+            scores = detector.predict(normal[8:12]).scores
+            loaded = STFPM(STFPMConfig(image_size=64))
+            loaded.load_tensors(kept)
+            assert torch.equal(loaded.predict(normal[8:12]).scores, scores)
+        elif seen == 3:
+            detector.predict(normal[8:10])
+            detector.predict(normal[8:10])
+    assert epochs == [2, 3, 4]  # that of the fifth before it is told of
 
 
 def test_statistics_mean_something_after_one_step(normal: Inputs) -> None:

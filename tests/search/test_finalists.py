@@ -13,13 +13,14 @@ import torch
 from autoad.algorithms import get_algorithm
 from autoad.data import Picture
 from autoad.features import FeatureStore
+from autoad.models import load_inputs
 from autoad.schema import TrialRow
 from autoad.search.choice import Limits, choose_trial
 from autoad.search.course import _task
 from autoad.search.finalists import Division, Finalists, other_divisions
 from autoad.search.plan import SearchRequest, make_plan
 from autoad.search.selection_scores import SelectionScores
-from autoad.search.trial import TrialTask, load_inputs
+from autoad.search.trial import TrialTask
 from autoad.settings import Settings
 from tests.search.test_choice import SELECTION, SEPARATED, row
 

@@ -21,10 +21,11 @@ from autoad.data import Picture, assign_roles, load_mask, read_dataset
 from autoad.errors import TrialError, TrialMemoryError
 from autoad.evaluation import compute_metrics
 from autoad.features import choose_engine
+from autoad.models import load_inputs
 from autoad.search.memory import MemoryGuard, predict_memory
 from autoad.search.space import load_spaces
 from autoad.search.sweep import EVALUATION_SIZE, Judge, evaluation_maps
-from autoad.search.trial import TrialReport, TrialTask, TrialWorker, load_inputs
+from autoad.search.trial import TrialReport, TrialTask, TrialWorker
 
 PATCHCORE = {"image_size": 128, "stages": (2,), "coreset_sampling_ratio": 0.05}
 SWEEP = {"num_neighbors": (9, 1), "sigma": (4.0, 0.0, 8.0), "coreset_sampling_ratio": (0.05, 0.01)}
