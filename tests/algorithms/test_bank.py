@@ -7,7 +7,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 from torch.nn import functional
 
-from autoad.algorithms._bank import Bank
+from autoad.algorithms._bank import Bank, _largest
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,14 @@ def test_large_banks_are_compared_with_a_few_vectors_at_a_time(lite0: Tensor, mo
     expected = only(bank, vectors)
     monkeypatch.setattr("autoad.algorithms._bank._SIMILARITIES", 7 * len(bank))
     assert all(torch.equal(*pair) for pair in zip(expected, only(bank, vectors), strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 64, 100])
+def test_the_largest_of_each_column(rows: int) -> None:
+    values = torch.randn(rows, 50, generator=torch.Generator().manual_seed(rows))
+    largest, found = _largest(values)
+    assert torch.equal(largest, values.amax(0))
+    assert torch.equal(values[found, torch.arange(50)], largest)
 
 
 def test_nothing_but_zeros() -> None:

@@ -177,7 +177,7 @@ def test_several_banks_cost_one_search() -> None:
         with torch.profiler.profile(record_shapes=True) as profile:
             detector.measure(train[:1], asked)
         shapes = [event.input_shapes for event in profile.events() if event.name == "aten::mm"]
-        compared.append(sum(second[1] for first, second in shapes if first[0] == 96))
+        compared.append(sum(first[0] for first, second in shapes if second[1] == 96))
     assert compared == [24 * 96, 24 * 96]
 
 
