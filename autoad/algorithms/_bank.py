@@ -130,10 +130,10 @@ def _largest(values: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows, columns = values.shape
     whole = rows // _GROUP * _GROUP
-    groups = values[:whole].view(-1, _GROUP, columns)
     if whole == 0:
         largest = values.max(0)
         return largest.values, largest.indices
+    groups = values[:whole].view(-1, _GROUP, columns)
     best = groups.amax(1).max(0)
     inside = groups[best.indices, :, torch.arange(columns, device=values.device)]
     found, row = best.values, inside.argmax(1) + best.indices * _GROUP

@@ -201,7 +201,8 @@ class Detector(ABC):
         """Learn from normal pictures, yielding after each epoch.
 
         The detector can predict, and be saved, after any yield: a caller who has spent its budget just stops
-        iterating. The same seed and inputs give the same detector.
+        iterating. The pictures must stay as they are until it has been asked for the first time after that, for what a
+        training epoch leaves to be measured on them is measured then. The same seed and inputs give the same detector.
 
         Raises:
             TrialError: the configuration cannot work on these pictures.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +16,22 @@ from autoad.errors import TrialError
 
 __all__ = [
     "STAGES",
+    "Student",
     "combine_stages",
     "inference_batches",
     "load_network",
     "measure_stages",
     "network_tensors",
     "seeded",
-    "train_network",
 ]
 
 STAGES = (1, 2, 3)
 """Backbone stages at which student and teacher are compared, in both papers."""
 
 _STATISTICS_PICTURES = 64
+
+Loss = Callable[[nn.Module, Tensor], Tensor]
+"""Of a network and indices of pictures."""
 
 
 @contextlib.contextmanager
@@ -39,72 +42,76 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def train_network(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss_of: Callable[[Tensor], Tensor],
-    *,
-    pictures: int,
-    batch_size: int,
-    epochs: int,
-    seed: int,
-) -> Iterator[Progress]:
-    """Minimise ``loss_of(indices of a batch)``; after each epoch yield with the network in evaluation mode.
+class Student:
+    """A network that learns, with batch normalisation's statistics measured when it is looked at.
 
-    Batch normalisation's statistics are measured anew when the network is asked for something between two epochs, and
-    at the end: it costs a quarter of an epoch, and few epochs are looked at.
-
-    Args:
-        network: the student; ``loss_of`` runs it.
-        optimizer: over the student's parameters.
-        loss_of: the mean loss of the pictures at the given int64 indices.
-        pictures: how many there are to learn from.
-        batch_size: pictures a step; see :func:`_batches`.
-        epochs: passes over the pictures.
-        seed: of their order.
-
-    Raises:
-        TrialError: the loss is no longer finite.
+    Measuring them takes a fifth of an epoch of 60 pictures, and most epochs are followed by another one at once. From
+    an epoch to the first look at it (by one thread) the pictures that were learnt from must stay as they are.
     """
-    generator = torch.Generator().manual_seed(seed)
-    for epoch in range(1, epochs + 1):
-        network.train()
-        batches = _batches(pictures, batch_size, generator)
-        total = 0.0
-        for indices in batches:
-            loss = loss_of(indices)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise TrialError(f"training diverged: the loss is {value} in epoch {epoch}; lower lr")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total += value
-        network.eval()
-        measure = _Once(network, functools.partial(_measure_statistics, network, loss_of, batches))
-        if epoch == epochs:
-            measure()
-        yield Progress(epoch, epochs, total / len(batches))
-        measure.cancel()
 
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._unmeasured: tuple[Loss, tuple[Tensor, ...]] | None = None
 
-class _Once:
-    """Does something to a network once, right before it is asked for an answer or for its tensors."""
+    @property
+    def network(self) -> nn.Module:
+        """In evaluation mode, unless it has not learnt to the end of an epoch."""
+        self.measure()
+        return self._network
 
-    def __init__(self, network: nn.Module, action: Callable[[], None]) -> None:
-        self._action = action
-        asked = network.register_forward_pre_hook(self)
-        copied = network.register_state_dict_pre_hook(self)  # type: ignore[no-untyped-call]
-        self._hooks = (asked, copied)
+    def measure(self) -> None:
+        """Measure the statistics, unless they have been since the last epoch."""
+        if self._unmeasured is not None:
+            _measure_statistics(self._network, *self._unmeasured)
+            self._unmeasured = None
 
-    def __call__(self, *_: object) -> None:
-        self.cancel()
-        self._action()
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy needs no pictures."""
+        return {"_network": self.network, "_unmeasured": None}
 
-    def cancel(self) -> None:
-        """Let it be."""
-        for hook in self._hooks:
-            hook.remove()
+    def learn(
+        self,
+        optimizer: torch.optim.Optimizer,
+        loss_of: Loss,
+        *,
+        pictures: int,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+    ) -> Iterator[Progress]:
+        """Minimise a loss; after each epoch yield with a network that may be looked at.
+
+        Args:
+            optimizer: over the network's parameters.
+            loss_of: of the network, the mean loss of the pictures at the given int64 indices.
+            pictures: how many there are to learn from.
+            batch_size: pictures a step; see :func:`_batches`.
+            epochs: passes over the pictures.
+            seed: of their order.
+
+        Raises:
+            TrialError: the loss is no longer finite.
+        """
+        network, generator = self._network, torch.Generator().manual_seed(seed)
+        for epoch in range(1, epochs + 1):
+            self._unmeasured = None
+            network.train()
+            batches = _batches(pictures, batch_size, generator)
+            total = 0.0
+            for indices in batches:
+                loss = loss_of(network, indices)
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise TrialError(f"training diverged: the loss is {value} in epoch {epoch}; lower lr")
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                total += value
+            network.eval()
+            self._unmeasured = loss_of, batches
+            if epoch == epochs:
+                self.measure()
+            yield Progress(epoch, epochs, total / len(batches))
 
 
 def _batches(pictures: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -119,7 +126,7 @@ def _batches(pictures: int, batch_size: int, generator: torch.Generator) -> tupl
     return order.tensor_split(max(1, pictures // batch_size))
 
 
-def _measure_statistics(network: nn.Module, loss_of: Callable[[Tensor], Tensor], batches: tuple[Tensor, ...]) -> None:
+def _measure_statistics(network: nn.Module, loss_of: Loss, batches: tuple[Tensor, ...]) -> None:
     """Set batch normalisation's running statistics to the mean over some batches with the weights as they are now.
 
     The usual moving average mixes statistics of weights many steps apart, and after a few steps is still mostly its
@@ -129,18 +136,20 @@ def _measure_statistics(network: nn.Module, loss_of: Callable[[Tensor], Tensor],
     layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     if not layers:
         return
-    network.train()
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None
     seen = 0
-    with torch.no_grad():
-        for indices in batches:
-            loss_of(indices)
-            seen += len(indices)
-            if seen >= _STATISTICS_PICTURES:
-                break
-    network.eval()
+    network.train()
+    try:
+        with torch.no_grad():
+            for indices in batches:
+                loss_of(network, indices)
+                seen += len(indices)
+                if seen >= _STATISTICS_PICTURES:
+                    break
+    finally:
+        network.eval()
 
 
 def inference_batches(batch: Inputs, device: str) -> Iterator[Inputs]:

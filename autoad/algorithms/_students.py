@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from timm.layers import Conv2dSame, get_same_padding
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 __all__ = ["train_faster"]
 
 
 def train_faster(network: nn.Module) -> None:
-    """Replace layers below ``network`` by ones that compute the same and train in less time on a CPU."""
+    """Replace layers below ``network`` by ones that compute the same, and train in less time on a CPU."""
     for name, child in list(network.named_children()):
         if isinstance(child, nn.Conv2d) and child.groups == child.in_channels > 1:
             setattr(network, name, _Depthwise(child))
@@ -60,14 +61,14 @@ class _Depthwise(nn.Module):
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         self.convolution = convolution
-        same = isinstance(convolution, Conv2dSame)
-        plain = convolution.bias is None and convolution.dilation == (1, 1)
-        numbers = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
-        self._own = plain and numbers and (same or convolution.kernel_size[1] > _COLUMNS)
+        known = type(convolution) in (nn.Conv2d, Conv2dSame) and not isinstance(convolution.padding, str)
+        plain = convolution.bias is None and convolution.dilation == (1, 1) and convolution.padding_mode == "zeros"
+        slow = isinstance(convolution, Conv2dSame) or convolution.kernel_size[1] > _COLUMNS
+        self._own = known and plain and slow
 
     def forward(self, x: Tensor) -> Tensor:
         convolution = self.convolution
-        if not self.training or x.device.type != "cpu":
+        if not self.training or x.device.type not in ("cpu", "meta"):  # the second to find out what it takes
             return convolution(x)  # type: ignore[no-any-return]
         with torch.autocast("cpu", enabled=False):
             if not self._own:
@@ -84,7 +85,8 @@ _COLUMNS = 3
 class _DepthwiseConvolution(torch.autograd.Function):
     """``[N, C, H, W]``, with zeros around it, by a kernel ``[C, 1, h, w]``.
 
-    The gradient of a kernel five wide is found in two parts of three columns: in a third of the time. Zeros are put
+    The gradient of a kernel five wide is found in two parts of three columns: in a quarter to a
+    half of the time. Zeros are put
     around what is copied once; torch fills all of it with zeros first.
     """
 
@@ -93,7 +95,7 @@ class _DepthwiseConvolution(torch.autograd.Function):
         left, right, above, below = padding
         count, channels, height, width = x.shape
         size = (count, channels, above + height + below, left + width + right)
-        padded = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+        padded = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         for side, start, length in ((2, 0, above), (2, above + height, below), (3, 0, left), (3, left + width, right)):
             padded.narrow(side, start, length).zero_()
         padded[:, :, above : above + height, left : left + width] = x
@@ -102,6 +104,7 @@ class _DepthwiseConvolution(torch.autograd.Function):
         return torch.conv2d(padded, weight, None, stride, 0, 1, channels)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         padded, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)

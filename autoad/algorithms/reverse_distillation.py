@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +16,12 @@ from torch.nn import functional
 from autoad.algorithms._base import Detector, Effect, Footprint, Inputs, Kind, Needs, Prediction, Progress, Shapes
 from autoad.algorithms._distillation import (
     STAGES,
+    Student,
     combine_stages,
     load_network,
     measure_stages,
     network_tensors,
     seeded,
-    train_network,
 )
 from autoad.algorithms._memory import SCRATCH, feature_bytes, finishing_bytes, training_bytes, weight_bytes
 from autoad.algorithms._values import BUNDLED_BACKBONE, feature_map, fitted, require
@@ -149,7 +150,7 @@ def _to_grid(x: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
-class _Student(nn.Module):
+class _Network(nn.Module):
     """Fusion, one-class bottleneck embedding and decoder.
 
     Args:
@@ -200,8 +201,8 @@ class ReverseDistillation(Detector):
     For ResNets the student has the blocks of the authors' code (basic or bottleneck, as many a stage as the teacher).
     For any other backbone it has two basic blocks a stage, of the teacher's channels, and no ReLU at the end of a
     decoder stage because such features take both signs; where grids of odd size do not divide by two, maps are
-    resized bilinearly to the teacher's. Batch normalisation's statistics are measured anew at the end of every epoch,
-    so that a detector stopped after any of them is sound.
+    resized bilinearly to the teacher's. Batch normalisation's statistics are measured anew after every epoch that is
+    looked at, so that a detector stopped after any of them is sound.
 
     Shapes: features of stages 1-3 ``[N, C, h, w]`` in; scores ``[N]`` and maps ``[N, H, W]`` out.
     """
@@ -216,7 +217,7 @@ class ReverseDistillation(Detector):
     post_fit: ClassVar[Mapping[str, Effect]] = {"combine": "both", "sigma": "both"}
 
     config: ReverseDistillationConfig
-    _student: _Student | None = None
+    _student: Student | None = None
 
     @property
     def needs(self) -> Needs:
@@ -224,23 +225,23 @@ class ReverseDistillation(Detector):
         size = self.config.image_size
         return Needs((size, size), self.config.backbone, STAGES)
 
-    def _create(self, channels: Sequence[int]) -> _Student:
-        student = _Student(channels, _Architecture.of(self.config.backbone))
+    def _create(self, channels: Sequence[int]) -> _Network:
+        student = _Network(channels, _Architecture.of(self.config.backbone))
         return student.to(self.runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def fit(self, train: Inputs) -> Iterator[Progress]:
         """Train the student; see :meth:`Detector.fit`."""
         config = self.config
         with seeded(self.seed):
-            self._student = student = self._create([train.features[stage].shape[1] for stage in STAGES])
-        optimizer = torch.optim.Adam(student.parameters(), config.lr, (config.beta1, config.beta2))
+            network = self._create([train.features[stage].shape[1] for stage in STAGES])
+        self._student = Student(network)
+        optimizer = torch.optim.Adam(network.parameters(), config.lr, (config.beta1, config.beta2))
 
-        def loss_of(indices: Tensor) -> Tensor:
-            pairs = zip(*self._pairs(train[indices]), strict=True)
+        def loss_of(network: nn.Module, indices: Tensor) -> Tensor:
+            pairs = zip(*self._pairs(network, train[indices]), strict=True)
             return torch.stack([_dissimilarity(teacher, restored) for teacher, restored in pairs]).sum()
 
-        yield from train_network(
-            student,
+        yield from self._student.learn(
             optimizer,
             loss_of,
             pictures=len(train),
@@ -249,23 +250,25 @@ class ReverseDistillation(Detector):
             seed=self.seed,
         )
 
-    def _pairs(self, batch: Inputs) -> tuple[list[Tensor], list[Tensor]]:
+    def _pairs(self, student: nn.Module, batch: Inputs) -> tuple[list[Tensor], list[Tensor]]:
         """The teacher's and the student's features by stage, ``[B, C, h, w]`` float32."""
         teacher = [feature_map(batch, stage, self.runtime.device) for stage in STAGES]
         with self.runtime.autocast():
-            student = fitted(self._student, self.name)(*teacher)
-        return teacher, [s.float() for s in student]
+            restored = student(*teacher)
+        return teacher, [one.float() for one in restored]
 
-    def _distances(self, batch: Inputs) -> list[Tensor]:
+    def _distances(self, student: nn.Module, batch: Inputs) -> list[Tensor]:
         """By stage, one minus the cosine of teacher and student at each position, ``[B, h, w]``."""
-        return [1 - functional.cosine_similarity(t, s, dim=1) for t, s in zip(*self._pairs(batch), strict=True)]
+        pairs = zip(*self._pairs(student, batch), strict=True)
+        return [1 - functional.cosine_similarity(teacher, restored, dim=1) for teacher, restored in pairs]
 
     @torch.inference_mode()
     def measure(
         self, batch: Inputs, configs: Sequence[ReverseDistillationConfig]
     ) -> tuple[list[Tensor], tuple[int, int]]:
         """How badly the student restores the pictures' features, by stage, and the pictures' size."""
-        return measure_stages(batch, self.runtime.device, self._distances)
+        student = fitted(self._student, self.name).network
+        return measure_stages(batch, self.runtime.device, functools.partial(self._distances, student))
 
     @torch.inference_mode()
     def finish(
@@ -277,7 +280,7 @@ class ReverseDistillation(Detector):
     def footprint(self, train: int, scored: int, shapes: Shapes) -> Footprint:
         """See the base class."""
         with torch.device("meta"):
-            student = _Student([shapes[stage][2] for stage in STAGES], _Architecture.of(self.config.backbone))
+            student = _Network([shapes[stage][2] for stage in STAGES], _Architecture.of(self.config.backbone))
             pictures = min(max(train, 2), self.config.batch_size)
             teacher = [torch.empty(pictures, channels, h, w) for h, w, channels in (shapes[stage] for stage in STAGES)]
         training = training_bytes((student,), lambda: student(*teacher), self.runtime, moments=2)
@@ -292,13 +295,14 @@ class ReverseDistillation(Detector):
 
     def tensors(self) -> dict[str, Tensor]:
         """The student's parameters and batch statistics."""
-        return network_tensors(fitted(self._student, self.name), "student")
+        return network_tensors(fitted(self._student, self.name).network, "student")
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Rebuild the student; the channels are read off the shapes of the fusing convolutions."""
         fuse1, fuse2 = tensors["student.fuse1.0.weight"], tensors["student.fuse2.0.weight"]
-        self._student = self._create([fuse1.shape[1], fuse2.shape[1], fuse2.shape[0]])
-        load_network(self._student, tensors, "student")
+        network = self._create([fuse1.shape[1], fuse2.shape[1], fuse2.shape[0]])
+        load_network(network, tensors, "student")
+        self._student = Student(network)
 
 
 def _dissimilarity(teacher: Tensor, student: Tensor) -> Tensor:

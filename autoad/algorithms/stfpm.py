@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
@@ -15,12 +16,12 @@ from torch.nn import functional
 from autoad.algorithms._base import Detector, Effect, Footprint, Inputs, Kind, Needs, Prediction, Progress, Shapes
 from autoad.algorithms._distillation import (
     STAGES,
+    Student,
     combine_stages,
     load_network,
     measure_stages,
     network_tensors,
     seeded,
-    train_network,
 )
 from autoad.algorithms._memory import SCRATCH, feature_bytes, finishing_bytes, training_bytes, weight_bytes
 from autoad.algorithms._students import train_faster
@@ -79,7 +80,7 @@ class STFPM(Detector):
     Optimiser and number of epochs are the reference's (SGD, lr 0.4, momentum 0.9, weight decay 1e-3, 100 epochs);
     no backbone tried needs clipping with them. Two things differ, for the sake of fits that are stopped early. The
     batch is smaller than the paper's 32: on a CPU a step costs in proportion to its pictures, so small batches make
-    more steps in a given time. And batch normalisation's statistics are measured anew at the end of every epoch,
+    more steps in a given time. And batch normalisation's statistics are measured anew after an epoch that is looked at,
     where a moving average lags behind weights that change this fast.
 
     Shapes: pixels ``[N, H, W, 3]`` and features of stages 1-3 ``[N, C, h, w]`` in; scores ``[N]`` and maps
@@ -94,7 +95,7 @@ class STFPM(Detector):
     post_fit: ClassVar[Mapping[str, Effect]] = {"combine": "both", "sigma": "both"}
 
     config: STFPMConfig
-    _student: nn.Module | None = None
+    _student: Student | None = None
     _mean: Tensor
     _std: Tensor
 
@@ -113,17 +114,17 @@ class STFPM(Detector):
         """Train the student; see :meth:`Detector.fit`."""
         config = self.config
         with seeded(self.seed):
-            self._student = student = self._create()
+            network = self._create()
         pretrained = timm.get_pretrained_cfg(config.backbone)
         self._mean = torch.tensor(pretrained.mean, device=self.runtime.device)
         self._std = torch.tensor(pretrained.std, device=self.runtime.device)
-        optimizer = torch.optim.SGD(student.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+        self._student = Student(network)
+        optimizer = torch.optim.SGD(network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
 
-        def loss_of(indices: Tensor) -> Tensor:
-            return torch.stack([distance.mean() for distance in self._distances(train[indices])]).sum()
+        def loss_of(network: nn.Module, indices: Tensor) -> Tensor:
+            return torch.stack([distance.mean() for distance in self._distances(network, train[indices])]).sum()
 
-        yield from train_network(
-            student,
+        yield from self._student.learn(
             optimizer,
             loss_of,
             pictures=len(train),
@@ -132,11 +133,10 @@ class STFPM(Detector):
             seed=self.seed,
         )
 
-    def _distances(self, batch: Inputs) -> list[Tensor]:
+    def _distances(self, student: nn.Module, batch: Inputs) -> list[Tensor]:
         """By stage, half the squared distance of teacher and student at each position, ``[B, h, w]`` float32."""
         device = self.runtime.device
         assert batch.images is not None  # noqa: S101 - promised by needs
-        student = fitted(self._student, self.name)
         pixels = _normalise(batch.images.to(device), self._mean, self._std)
         with self.runtime.autocast():
             outputs = student(pixels.permute(0, 3, 1, 2))
@@ -149,7 +149,8 @@ class STFPM(Detector):
     @torch.inference_mode()
     def measure(self, batch: Inputs, configs: Sequence[STFPMConfig]) -> tuple[list[Tensor], tuple[int, int]]:
         """How far the student's features are from the teacher's, by stage, and the pictures' size."""
-        return measure_stages(batch, self.runtime.device, self._distances)
+        student = fitted(self._student, self.name).network
+        return measure_stages(batch, self.runtime.device, functools.partial(self._distances, student))
 
     @torch.inference_mode()
     def finish(
@@ -180,13 +181,14 @@ class STFPM(Detector):
 
     def tensors(self) -> dict[str, Tensor]:
         """The student, and the mean and standard deviation with which its pixels are normalised."""
-        student = network_tensors(fitted(self._student, self.name), "student")
+        student = network_tensors(fitted(self._student, self.name).network, "student")
         return {**student, "mean": self._mean.cpu(), "std": self._std.cpu()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Rebuild the student."""
-        self._student = self._create()
-        load_network(self._student, tensors, "student")
+        network = self._create()
+        load_network(network, tensors, "student")
+        self._student = Student(network)
         self._mean, self._std = (tensors[name].to(self.runtime.device) for name in ("mean", "std"))
 
 
@@ -196,6 +198,6 @@ def _normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     Row by row: three numbers are too few for the loops over the last dimension to be fast.
     """
     height, width = pixels.shape[1:3]
-    rows = pixels.reshape(len(pixels), height, 3 * width).float()
+    rows = pixels.reshape(len(pixels), height, 3 * width).to(torch.float32, copy=True)
     rows.mul_((1 / (255 * std)).repeat(width)).sub_((mean / std).repeat(width))
     return rows.view(pixels.shape)

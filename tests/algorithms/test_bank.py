@@ -88,6 +88,14 @@ def test_far_from_everything_float32_takes_over(lite0: Tensor) -> None:
     assert all(torch.equal(*pair) for pair in zip(only(bank, vectors), only(plain, vectors), strict=True))
 
 
+def test_blocks_of_vectors_and_entries_answer_as_one(lite0: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, vectors = Bank(lite0[1::3], bfloat16=False), lite0[::3]
+    expected = only(bank, vectors)
+    monkeypatch.setattr("autoad.algorithms._bank._BLOCK", (64, 97))
+    for one, other in zip(only(bank, vectors), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_leading_entries_answer_as_a_bank_of_their_own(lite0: Tensor, bfloat16: bool) -> None:
     bank, vectors, sizes = Bank(lite0[1::4], bfloat16=bfloat16), lite0[::7], [1, 33, 40, 640, 1280]

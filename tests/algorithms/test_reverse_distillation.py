@@ -92,7 +92,7 @@ def test_loss_is_one_minus_the_cosine_of_flattened_stages(normal: Inputs) -> Non
     student = detector._student
     assert student is not None
     with torch.no_grad():
-        outputs = student.train()(*(batch.features[stage].float() for stage in STAGES))
+        outputs = student.network.train()(*(batch.features[stage].float() for stage in STAGES))
     expected = 0.0
     for stage, output in zip(STAGES, outputs, strict=True):
         t = batch.features[stage].double().numpy().reshape(4, -1)
@@ -112,7 +112,7 @@ def test_map_adds_or_multiplies_one_minus_the_cosine_of_each_position(normal: In
     detector = fitted(normal[:8], epochs=2, sigma=0.0)
     one = normal[8:9]
     with torch.inference_mode():
-        pairs = list(zip(*detector._pairs(one), strict=True))
+        pairs = list(zip(*detector._pairs(detector._student.network, one), strict=True))
     dissimilar = []
     for teacher, student in pairs:
         t, s = teacher[0].double().numpy(), student[0].double().numpy()
@@ -219,7 +219,7 @@ def test_statistics_mean_something_after_one_step(normal: Inputs) -> None:
     detector = ReverseDistillation(ReverseDistillationConfig(image_size=64, epochs=1, lr=1e-12))
     (progress,) = detector.fit(normal[:4])
     with torch.inference_mode():
-        pairs = zip(*detector._pairs(normal[:4]), strict=True)
+        pairs = zip(*detector._pairs(detector._student.network, normal[:4]), strict=True)
         evaluated = sum(1 - float(torch.cosine_similarity(t.flatten(1), s.flatten(1)).mean()) for t, s in pairs)
     assert evaluated == pytest.approx(progress.loss, rel=0.05)
 

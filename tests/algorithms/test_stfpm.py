@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 from typing import Any
 
 import numpy as np
@@ -110,7 +112,7 @@ def test_map_is_the_product_or_sum_of_the_stages_distances(normal: Inputs) -> No
     one = normal[8:9]
     distances = []
     with torch.inference_mode():
-        for distance in detector._distances(one):
+        for distance in detector._distances(detector._student.network, one):
             size = distance.shape[-1]
             rows = np.clip((np.arange(64) + 0.5) * size / 64 - 0.5, 0, size - 1)
             weights = np.clip(1 - np.abs(rows[:, None] - np.arange(size)), 0, None)
@@ -202,12 +204,44 @@ def test_statistics_are_measured_once_for_each_epoch_that_is_looked_at(
     assert epochs == [2, 3, 4]  # that of the fifth before it is told of
 
 
+def test_a_stopped_fit_can_be_copied_reduced_and_fitted_again(normal: Inputs) -> None:
+    expected = fitted(normal[:8]).predict(normal[8:12]).scores
+    detector = STFPM(STFPMConfig(image_size=64, epochs=3))
+    next(detector.fit(normal[:8]))
+    other, twin = detector.reconfigured(sigma=0.0), copy.deepcopy(detector)
+    next(detector.fit(normal[4:12]))
+    for one in (other, twin, pickle.loads(pickle.dumps(twin))):
+        torch.testing.assert_close(one.predict(normal[8:12]).scores, expected)
+
+
+def test_statistics_that_could_not_be_measured_are_measured_the_next_time(
+    normal: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = fitted(normal[:8]).predict(normal[8:12]).scores
+    detector = STFPM(STFPMConfig(image_size=64, epochs=3))
+    next(detector.fit(normal[:8]))
+    distances = STFPM._distances
+
+    def fail(self: STFPM, student: torch.nn.Module, batch: Inputs) -> list[Tensor]:
+        distances(self, student, batch)
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(STFPM, "_distances", fail)
+        with pytest.raises(MemoryError):
+            detector.tensors()
+    assert detector._student is not None
+    assert not detector._student._network.training
+    torch.testing.assert_close(detector.predict(normal[8:12]).scores, expected)
+
+
 def test_statistics_mean_something_after_one_step(normal: Inputs) -> None:
     """Four pictures make one step: evaluation must then give about the loss of training."""
     detector = STFPM(STFPMConfig(image_size=64, epochs=1, lr=1e-12))
     (progress,) = detector.fit(normal[:4])
     with torch.inference_mode():
-        evaluated = sum(float(distance.mean()) for distance in detector._distances(normal[:4]))
+        distances = detector._distances(detector._student.network, normal[:4])
+        evaluated = sum(float(distance.mean()) for distance in distances)
     assert evaluated == pytest.approx(progress.loss, rel=0.02)
 
 

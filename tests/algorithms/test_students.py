@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from timm.layers import Conv2dSame
+from timm.layers import Conv2dSame, StdConv2d
 from torch import Tensor, nn
 
 from autoad.algorithms._students import train_faster
@@ -57,6 +57,7 @@ def test_a_convolution_with_what_is_not_handled_is_left_to_torch() -> None:
     for layer in (
         nn.Conv2d(4, 4, 5, padding=4, dilation=2, groups=4, bias=False),
         nn.Conv2d(4, 4, 5, padding="same", groups=4),
+        StdConv2d(4, 4, 5, padding=2, groups=4),
         nn.Conv2d(4, 4, 5, padding=2, padding_mode="reflect", groups=4, bias=False),
     ):
         network = nn.Sequential(layer)
@@ -82,6 +83,21 @@ def test_relu6_keeps_no_copy_and_gives_the_same_gradient() -> None:
     torch.testing.assert_close(other[0].weight.grad, plain[0].weight.grad)
     with torch.inference_mode():
         assert torch.equal(other(x), plain(x))
+
+
+def test_in_bfloat16_it_stays_as_near() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), Conv2dSame(8, 8, 5, 2, groups=8, bias=False)).train()
+    x = torch.randn(3, 3, 15, 15).contiguous(memory_format=torch.channels_last)
+    wanted = torch.randn_like(network(x))
+    (network(x) * wanted).sum().backward()
+    other = faster(network)
+    other.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = other(x)
+    (y.float() * wanted).sum().backward()
+    for one, here in zip(network.parameters(), other.parameters(), strict=True):
+        assert float((here.grad - one.grad).norm() / one.grad.norm()) < 0.02
 
 
 def test_a_whole_student_is_as_near_to_float64_as_timms() -> None:
