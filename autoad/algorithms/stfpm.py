@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,9 +23,9 @@ from autoad.algorithms._distillation import (
     seeded,
 )
 from autoad.algorithms._memory import SCRATCH, feature_bytes, finishing_bytes, training_bytes, weight_bytes
-from autoad.algorithms._students import train_faster
 from autoad.algorithms._values import BUNDLED_BACKBONE, feature_map, fitted, require
 from autoad.features.backbones import create_backbone
+from autoad.features.traced import trace_network
 
 __all__ = ["STFPM", "STFPMConfig"]
 
@@ -106,15 +105,31 @@ class STFPM(Detector):
         return Needs((size, size), self.config.backbone, STAGES, images=True)
 
     def _create(self) -> nn.Module:
+        from autoad.algorithms._students import train_faster  # it imports timm, which scoring can do without
+
         student = create_backbone(self.config.backbone, STAGES, pretrained=False)
         train_faster(student)
         return student.to(self.runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def _recreate(self) -> nn.Module:
+        """The network of :meth:`_create`, to be loaded and to score; without timm where that changes no bit of a score.
+
+        In bfloat16 it would: TorchScript casts by rules of its own.
+        """
+        if torch.device(self.runtime.device).type != "cpu" or self.runtime.precision != "float32":
+            return self._create()
+        size = self.config.image_size
+        example = torch.zeros(1, size, size, 3).permute(0, 3, 1, 2)
+        student = trace_network(self._create, example, student=self.config.backbone, stages=STAGES)
+        return student.to(memory_format=torch.channels_last)
 
     def fit(self, train: Inputs) -> Iterator[Progress]:
         """Train the student; see :meth:`Detector.fit`."""
         config = self.config
         with seeded(self.seed):
             network = self._create()
+        import timm
+
         pretrained = timm.get_pretrained_cfg(config.backbone)
         self._mean = torch.tensor(pretrained.mean, device=self.runtime.device)
         self._std = torch.tensor(pretrained.std, device=self.runtime.device)
@@ -161,6 +176,8 @@ class STFPM(Detector):
 
     def footprint(self, train: int, scored: int, shapes: Shapes) -> Footprint:
         """See the base class."""
+        from autoad.algorithms._students import train_faster
+
         config = self.config
         with torch.device("meta"):
             student = create_backbone(config.backbone, STAGES, pretrained=False)
@@ -186,7 +203,7 @@ class STFPM(Detector):
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Rebuild the student."""
-        network = self._create()
+        network = self._recreate()
         load_network(network, tensors, "student")
         self._student = Student(network)
         self._mean, self._std = (tensors[name].to(self.runtime.device) for name in ("mean", "std"))

@@ -59,7 +59,8 @@ class _Ratio:
     def __init__(self, theirs: Sequence[float], ours: Sequence[float]) -> None:
         # A round that warms up counts where a fit took long, and then only for the side that took long.
         rounds = min(len(theirs), len(ours))
-        each = [a / b for a, b in zip(theirs[-rounds:], ours[-rounds:], strict=True)]
+        theirs, ours = theirs[-rounds:], ours[-rounds:]
+        each = [a / b for a, b in zip(theirs, ours, strict=True)]
         self.value = statistics.median(theirs) / statistics.median(ours)
         self.low, self.high = min(each), max(each)
 

@@ -15,7 +15,7 @@ from autoad.algorithms.reverse_distillation import (
     ReverseDistillation,
     ReverseDistillationConfig,
     _Architecture,
-    _Student,
+    _Network,
 )
 from autoad.errors import TrialError, UsageError
 from autoad.features.backbones import create_backbone
@@ -150,14 +150,14 @@ def test_resnets_get_their_own_blocks(backbone: str, blocks: Any, bottleneck: fl
 
 
 def test_bottleneck_student_restores_shape_and_sign() -> None:
-    student = _Student([32, 64, 128], _Architecture((3, 4, 6, 3), 0.25, signed=False))
+    student = _Network([32, 64, 128], _Architecture((3, 4, 6, 3), 0.25, signed=False))
     maps = [torch.randn(2, 32, 16, 16), torch.randn(2, 64, 8, 8), torch.randn(2, 128, 4, 4)]
     restored = student(*maps)
     assert [r.shape for r in restored] == [m.shape for m in maps]
     assert all(float(r.detach().min()) == 0 for r in restored)
     assert [len(s) for s in (student.decode3, student.decode2, student.decode1, student.embed)] == [3, 4, 6, 3]
     assert student.decode1[-1].residual[0].weight.shape == (8, 32, 1, 1)
-    signed = _Student([32, 64, 128], _Architecture((2, 2, 2, 2), None, signed=True))
+    signed = _Network([32, 64, 128], _Architecture((2, 2, 2, 2), None, signed=True))
     assert all(float(r.detach().min()) < 0 for r in signed(*maps))
 
 
