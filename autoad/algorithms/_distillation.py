@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,10 +63,6 @@ class Student:
         if self._unmeasured is not None:
             _measure_statistics(self._network, *self._unmeasured)
             self._unmeasured = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy needs no pictures."""
-        return {"_network": self.network, "_unmeasured": None}
 
     def learn(
         self,

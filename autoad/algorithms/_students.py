@@ -85,9 +85,8 @@ _COLUMNS = 3
 class _DepthwiseConvolution(torch.autograd.Function):
     """``[N, C, H, W]``, with zeros around it, by a kernel ``[C, 1, h, w]``.
 
-    The gradient of a kernel five wide is found in two parts of three columns: in a quarter to a
-    half of the time. Zeros are put
-    around what is copied once; torch fills all of it with zeros first.
+    The gradient of a kernel five wide is found in two parts of three columns: in a quarter to a half of the time. Zeros
+    are put around what is copied once; torch fills all of it with zeros first.
     """
 
     @staticmethod

@@ -105,7 +105,7 @@ class STFPM(Detector):
         return Needs((size, size), self.config.backbone, STAGES, images=True)
 
     def _create(self) -> nn.Module:
-        from autoad.algorithms._students import train_faster  # it imports timm, which scoring can do without
+        from autoad.algorithms._students import train_faster  # it imports timm
 
         student = create_backbone(self.config.backbone, STAGES, pretrained=False)
         train_faster(student)
@@ -125,12 +125,12 @@ class STFPM(Detector):
 
     def fit(self, train: Inputs) -> Iterator[Progress]:
         """Train the student; see :meth:`Detector.fit`."""
+        import timm  # scoring can do without
+
         config = self.config
         with seeded(self.seed):
             network = self._create()
-        import timm
-
-        pretrained = timm.get_pretrained_cfg(config.backbone)
+        pretrained = timm.get_pretrained_cfg(config.backbone)  # features are given, weights need not be there
         self._mean = torch.tensor(pretrained.mean, device=self.runtime.device)
         self._std = torch.tensor(pretrained.std, device=self.runtime.device)
         self._student = Student(network)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -210,7 +212,7 @@ def test_a_stopped_fit_can_be_copied_reduced_and_fitted_again(normal: Inputs) ->
     next(detector.fit(normal[:8]))
     other, twin = detector.reconfigured(sigma=0.0), copy.deepcopy(detector)
     next(detector.fit(normal[4:12]))
-    for one in (other, twin, pickle.loads(pickle.dumps(twin))):
+    for one in (other, twin):
         torch.testing.assert_close(one.predict(normal[8:12]).scores, expected)
 
 
@@ -233,6 +235,27 @@ def test_statistics_that_could_not_be_measured_are_measured_the_next_time(
     assert detector._student is not None
     assert not detector._student._network.training
     torch.testing.assert_close(detector.predict(normal[8:12]).scores, expected)
+
+
+def test_the_next_process_scores_without_timm_and_the_same(normal: Inputs, tmp_path: Path) -> None:
+    detector = fitted(normal[:8])
+    kept = {name: tensor.clone() for name, tensor in detector.tensors().items()}
+    STFPM(STFPMConfig(image_size=64)).load_tensors(kept)  # keeps the program
+    asked = normal[8:12]
+    given = {"features": asked.features, "images": asked.images, "tensors": kept}
+    torch.save(given | {"scores": detector.predict(asked).scores}, tmp_path / "given.pt")
+    program = (
+        "import sys, torch\n"
+        "from autoad.algorithms import Inputs\n"
+        "from autoad.algorithms.stfpm import STFPM, STFPMConfig\n"
+        "given = torch.load(sys.argv[1])\n"
+        "detector = STFPM(STFPMConfig(image_size=64))\n"
+        "detector.load_tensors(given['tensors'])\n"
+        "scores = detector.predict(Inputs((64, 64), given['features'], given['images'])).scores\n"
+        "torch.testing.assert_close(scores, given['scores'], rtol=1e-5, atol=0)\n"
+        "assert 'timm' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", program, tmp_path / "given.pt"], check=True)
 
 
 def test_statistics_mean_something_after_one_step(normal: Inputs) -> None:
