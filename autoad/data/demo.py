@@ -24,13 +24,10 @@ from autoad.errors import DatasetError
 __all__ = ["write_demo_dataset"]
 
 _PHOTOGRAPH = "gravel.png"
-_CROP, _SIDE = 96, 128  # pixels, in the photograph and as written
-_BLOCK = 128
-# Which split each 128 x 128 block of the photograph serves. A split that had one large region would differ from the
-# others in light and in the size of its stones; spread like this, each has its share of every row and column.
-_BLOCKS = ("DTGT", "TGTD", "GTDT", "TDTG")
-_LETTERS = {"train/good": "T", "test/good": "G", "test/defective": "D"}
+_SIDE, _CROP = 128, 46  # pixels, as written and in the photograph
+_CELLS = 512 // _CROP  # along each side of the photograph
 _TRAIN, _GOOD, _PER_KIND = 60, 20, 8
+_FIRST = {"train/good": 0, "test/good": _TRAIN, "test/defective": _TRAIN + _GOOD}  # of a split's cells
 _TINT = np.array([1.03, 1.0, 0.94], dtype=np.float32)
 _README = """\
 autoad's demonstration dataset
@@ -40,8 +37,8 @@ Crushed stone on a belt, in the layout of MVTec AD: train/good, test/good, test/
 
 The stones are real: crops of gravel.png, the photograph that scikit-image ships (skimage.data.gravel), which is
 "Gravel 04" of CC0Textures (https://cc0textures.com/view.php?tex=Gravel04), given under the Creative Commons CC0 1.0
-licence. Crops for training, good crops for testing and crops with defects come from regions of the photograph that
-have no pixel in common. The defects are drawn by autoad; these pictures too may be used under CC0 1.0.
+licence. No two pictures have a pixel of the photograph in common, and which is for training and which for testing was
+drawn by lot. The defects are drawn by autoad; these pictures too may be used under CC0 1.0.
 
 Written by `autoad demo-data`; the same bytes each time.
 """
@@ -111,19 +108,22 @@ def _read_photograph() -> _Pixels:
         return np.array(image.convert("L"), dtype=np.float32)
 
 
-def crop_box(region: str, index: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom in the photograph of a split's ``index``-th crop."""
-    blocks = [(x, y) for y, row in enumerate(_BLOCKS) for x, split in enumerate(row) if split == _LETTERS[region]]
-    column, row = blocks[index % len(blocks)]
-    x, y = _generator(region, index).integers(_BLOCK - _CROP + 1, size=2).tolist()
-    left, top = column * _BLOCK + x, row * _BLOCK + y
-    return left, top, left + _CROP, top + _CROP
+def crop_box(split: str, index: int) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom in the photograph of a split's ``index``-th crop.
+
+    Each picture has a cell of a grid to itself, and lots decide which. Crops that overlap within a split, or a split
+    with a region of its own, would make good test pictures unlike the training ones: then a search prefers what has
+    learnt the stones by heart, and no promise about false alarms holds.
+    """
+    cells = _generator("cells", 0).permutation(_CELLS**2)
+    row, column = divmod(int(cells[_FIRST[split] + index]), _CELLS)
+    return column * _CROP, row * _CROP, (column + 1) * _CROP, (row + 1) * _CROP
 
 
-def _photographed(photograph: _Pixels, region: str, index: int) -> _Pixels:
+def _photographed(photograph: _Pixels, split: str, index: int) -> _Pixels:
     """A crop as a camera would take it: either way round, a little brighter or darker, with a little noise."""
-    left, top, right, bottom = crop_box(region, index)
-    rng = _generator(f"{region} light", index)
+    left, top, right, bottom = crop_box(split, index)
+    rng = _generator(f"{split} light", index)
     crop = photograph[top:bottom, left:right]
     crop = crop[:, ::-1] if rng.random() < 0.5 else crop
     crop = np.array(Image.fromarray(crop).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC))
