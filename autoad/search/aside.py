@@ -10,8 +10,9 @@ for the odd pictures that are good.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from autoad.algorithms import get_algorithm
@@ -23,6 +24,7 @@ from autoad.search.plan import Plan
 
 __all__ = ["doubtful_pictures", "set_aside"]
 
+_FILE = "aside.json"
 _NAMED = 10
 
 _MOST_LOOKED_AT = 2000
@@ -34,7 +36,8 @@ def set_aside(plan: Plan, folder: Path, store: FeatureStore, *, threads: int) ->
 
     Args:
         plan: of the search.
-        folder: of the search; where it has begun before, its ``roles.json`` says which pictures they were.
+        folder: of the search; its ``aside.json`` keeps which pictures they are, so that a resumed search leaves out the
+            same.
         store: keeps features, which the first trials use again.
         threads: CPU threads of the backbone.
     """
@@ -42,11 +45,13 @@ def set_aside(plan: Plan, folder: Path, store: FeatureStore, *, threads: int) ->
     good = [picture for picture in (*roles.train, *roles.selection) if picture.is_normal]
     if plan.request.keep_suspicious or len(good) > _MOST_LOOKED_AT:
         return plan, None
-    decided = _decided(folder)
-    if decided is None:
+    reasons = _decided(folder)
+    if reasons is None:
         _compute_together(plan, [*good, *telling_defects(roles)], store, threads)
-        decided = {picture.sha256 for picture in doubtful_pictures(roles, store, plan.engine, threads)}
-    suspicious = [picture for picture in good if picture.sha256 in decided]
+        doubtful = doubtful_pictures(roles, store, plan.engine, threads)
+        reasons = {picture.sha256: reason for picture, reason in doubtful.items()}
+        (folder / _FILE).write_text(json.dumps(reasons, indent=1))
+    suspicious = [picture for picture in good if picture.sha256 in reasons]
     left = roles.set_aside(suspicious)
     if not any(picture.is_normal for picture in left.selection):  # trials must be ranked by something
         chosen = {picture.sha256 for picture in roles.selection}
@@ -54,29 +59,37 @@ def set_aside(plan: Plan, folder: Path, store: FeatureStore, *, threads: int) ->
         left = roles.set_aside(suspicious)
     if not suspicious:
         return plan, None
-    return dataclasses.replace(plan, roles=left), _note(plan, suspicious)
+    return dataclasses.replace(plan, roles=left), _note(plan, {one: reasons[one.sha256] for one in suspicious})
 
 
-def doubtful_pictures(roles: Roles, store: FeatureStore, engine: EngineChoice, threads: int) -> list[Picture]:
-    """Good train and selection pictures that are unlike the others, or like the labelled defects of selection.
+def doubtful_pictures(roles: Roles, store: FeatureStore, engine: EngineChoice, threads: int) -> dict[Picture, str]:
+    """Good train and selection pictures that look unlike the others, or like the labelled defects of selection.
 
     Args:
         roles: of the dataset's pictures.
         store: keeps the features.
         engine: runs the backbone.
         threads: CPU threads of that.
+
+    Returns:
+        What each looks like, in words.
     """
     normals = [picture for picture in roles.selection if picture.is_normal]
-    unlike = suspicious_pictures([*roles.train, *normals], store, engine, threads)
-    return list(dict.fromkeys(picture for picture, _ in (*unlike, *lookalikes(roles, store, engine, threads))))
+    reasons: dict[Picture, list[str]] = {}
+    for picture, _ in suspicious_pictures([*roles.train, *normals], store, engine, threads):
+        reasons.setdefault(picture, []).append("unlike the others")
+    for picture, _ in lookalikes(roles, store, engine, threads):
+        reasons.setdefault(picture, []).append("like the labelled defects")
+    return {picture: " and ".join(found) for picture, found in reasons.items()}
 
 
-def _decided(folder: Path) -> set[str] | None:
+def _decided(folder: Path) -> dict[str, str] | None:
+    """Why each picture, by its sha256, was set aside when the search began; None if it has not."""
     try:
-        role_of = json.loads((folder / "roles.json").read_text())["role_of"]
-    except (OSError, ValueError, KeyError):
+        reasons: dict[str, str] = json.loads((folder / _FILE).read_text())
+    except (OSError, ValueError):
         return None
-    return {sha256 for sha256, role in role_of.items() if role == "aside"}
+    return reasons
 
 
 def _compute_together(plan: Plan, good: Iterable[Picture], store: FeatureStore, threads: int) -> None:
@@ -98,13 +111,15 @@ def _compute_together(plan: Plan, good: Iterable[Picture], store: FeatureStore, 
         )
 
 
-def _note(plan: Plan, suspicious: list[Picture]) -> str:
+def _note(plan: Plan, reasons: Mapping[Picture, str]) -> str:
     root = plan.dataset.root
-    names = [str(one.path.relative_to(root)) if one.path.is_relative_to(root) else str(one.path) for one in suspicious]
-    named = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-    pictures, look = ("picture", "looks") if len(names) == 1 else ("pictures", "look")
-    unlike = "unlike the others" + (" or like the labelled defects" if telling_defects(plan.roles) else "")
+    named = [
+        f"{one.path.relative_to(root) if one.path.is_relative_to(root) else one.path} ({reason})"
+        for one, reason in itertools.islice(reasons.items(), _NAMED)
+    ]
+    more = f" and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
+    count, look = ("1 good picture", "looks") if len(reasons) == 1 else (f"{len(reasons)} good pictures", "look")
     return (
-        f"set aside: {len(names)} good {pictures} that {look} {unlike}; nothing is learnt from {named}. Look "
-        "whether they are good (autoad inspect shows them); if so, search again with --keep-suspicious"
+        f"set aside: {count} that {look} defective; nothing is learnt from {', '.join(named)}{more}. "
+        "If they are good, search again with --keep-suspicious"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
@@ -83,7 +82,13 @@ def test_what_is_like_the_defects_of_selection_is_not_learnt_from(
     left, note = aside.set_aside(plan, tmp_path, store, threads=1)
     assert sorted(p.sha256 for p in left.roles.aside) == sorted(p.sha256 for p in (odd, both, like))
     assert note is not None
-    assert "3 good pictures that look unlike the others or like the labelled defects; nothing is learnt from" in note
+    assert note.startswith("set aside: 3 good pictures that look defective; nothing is learnt from ")
+    reasons = {
+        odd: "unlike the others",
+        both: "unlike the others and like the labelled defects",
+        like: "like the labelled defects",
+    }
+    assert all(f"train/good/{picture.path.name} ({reason})" in note for picture, reason in reasons.items())
 
 
 def test_neither_test_nor_calibration_pictures_are_looked_at(
@@ -118,7 +123,6 @@ def test_a_resumed_search_sets_the_same_aside(
     monkeypatch.setattr(aside, "suspicious_pictures", lambda *_: [(one, 9.0)])
     first, note = aside.set_aside(plan, tmp_path, store, threads=1)
     assert first.roles.aside == (one,)
-    (tmp_path / "roles.json").write_text(json.dumps(first.roles.to_dict()))
     monkeypatch.setattr(aside, "suspicious_pictures", lambda *_: pytest.fail("it was decided"))
     assert aside.set_aside(plan, tmp_path, store, threads=1) == (first, note)
 
