@@ -92,7 +92,7 @@ def plain_greedy(points: Tensor, size: int) -> Tensor:
 
 def covering_radius(points: Tensor, chosen: Tensor) -> float:
     """Largest distance of a point to the nearest of some."""
-    bank = Bank(points[chosen], bfloat16=False)
+    bank = Bank(points[chosen], int8=False)
     return max(
         float(distances.max()) for part in points.split(8192) for _, distances, _ in bank.nearest(part, [len(bank)])
     )

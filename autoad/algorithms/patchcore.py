@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from autoad.algorithms._bank import Bank, bank_bytes
+from autoad.algorithms._bank import Bank, bank_bytes, multiplies_int8
 from autoad.algorithms._base import Detector, Effect, Footprint, Inputs, Needs, Prediction, Progress, Shapes
 from autoad.algorithms._coreset import COMPARED_CHANNELS, greedy_coreset, principal_axes
 from autoad.algorithms._maps import enlarge, smooth_prediction
@@ -212,7 +212,7 @@ class PatchCore(Detector):
         embedding = 2 * feature_bytes(shapes) + 2 * 4 * height * width * channels
         # The farthest points are copied to be compared; a few columns of numbers go with each point.
         choosing = 4 * (total * compared * 3 // 2 + size * compared) + 24 * total
-        bank, blocks = bank_bytes(size, channels, height * width, bfloat16=self._bfloat16)
+        bank, blocks = bank_bytes(size, channels, height * width, int8=self._int8)
         return Footprint(
             fit=SCRATCH + max(choosing, 2 * bank) + min(train, _SAMPLE) * embedding,
             predict=SCRATCH
@@ -232,12 +232,12 @@ class PatchCore(Detector):
         self._bank = self._prepare(tensors["bank"].to(self.runtime.device))
 
     @property
-    def _bfloat16(self) -> bool:
-        """Whether the search begins in bfloat16. GPUs may sum in it too, which would break the bounds."""
-        return self.runtime.precision == "bfloat16" and torch.device(self.runtime.device).type == "cpu"
+    def _int8(self) -> bool:
+        """Whether the bank is searched in int8 first."""
+        return torch.device(self.runtime.device).type == "cpu" and multiplies_int8()
 
     def _prepare(self, entries: Tensor) -> Bank:
-        return Bank(entries, bfloat16=self._bfloat16)
+        return Bank(entries, int8=self._int8)
 
     def _rows(self, config: PatchCoreConfig) -> int:
         """Entries of the bank that ``config`` uses: all of them, or the first ones for a smaller ratio."""

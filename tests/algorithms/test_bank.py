@@ -7,7 +7,12 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 from torch.nn import functional
 
-from autoad.algorithms._bank import Bank, _largest
+from autoad.algorithms._bank import Bank, _largest, multiplies_int8
+from autoad.algorithms._base import Runtime
+from autoad.algorithms.patchcore import PatchCore
+
+in_int8 = pytest.mark.skipif(not multiplies_int8(), reason="the CPU has no instructions for int8, so nothing uses it")
+either = pytest.mark.parametrize("int8", [False, pytest.param(True, marks=in_int8)])
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +25,12 @@ def lite0(pictures, given) -> Tensor:
     return points - points.mean(0)
 
 
-def needs() -> object:
-    from autoad.algorithms.patchcore import PatchCore
+@pytest.fixture(autouse=True)
+def small_banks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoad.algorithms._bank._WORTHWHILE", 1)
 
+
+def needs() -> object:
     return PatchCore().needs
 
 
@@ -40,16 +48,17 @@ def check(bank: Bank, vectors: Tensor, distances: Tensor, entries: Tensor, size:
     assert (np.abs(exact[np.arange(len(exact)), entries.numpy()] - exact.min(1)) <= scale).all()
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_the_nearest_of_real_features(lite0: Tensor, bfloat16: bool) -> None:
-    bank, vectors = Bank(lite0[1::3], bfloat16=bfloat16), lite0[::3]
+@either
+def test_the_nearest_of_real_features(lite0: Tensor, int8: bool) -> None:
+    bank, vectors = Bank(lite0[1::3], int8=int8), lite0[::3]
     check(bank, vectors, *only(bank, vectors))
 
 
+@in_int8
 def test_both_ways_answer_the_same(lite0: Tensor) -> None:
     order = torch.randperm(len(lite0), generator=torch.Generator().manual_seed(0))
     vectors, entries = lite0[order[:700]], lite0[order[700:3001]]
-    plain, rounded = (Bank(entries, bfloat16=way) for way in (False, True))
+    plain, rounded = (Bank(entries, int8=way) for way in (False, True))
     for (_, *expected), (_, *found) in zip(
         plain.nearest(vectors, [3, 900, 2301]), rounded.nearest(vectors, [3, 900, 2301]), strict=True
     ):
@@ -57,58 +66,113 @@ def test_both_ways_answer_the_same(lite0: Tensor) -> None:
         assert torch.equal(found[1], expected[1])
 
 
+@in_int8
 def test_few_are_compared_exactly(lite0: Tensor) -> None:
-    bank, vectors = Bank(lite0[1::3], bfloat16=True), lite0[::3]
+    bank, vectors = Bank(lite0[1::3], int8=True), lite0[::3]
     known = torch.full((len(vectors),), torch.inf)
     pairs = bank._rounded.prospects(vectors, known, 0, len(bank))
-    assert len(vectors) <= len(pairs[0]) < 3 * len(vectors)
+    assert len(vectors) <= len(pairs[0]) < 5 * len(vectors)
 
 
+@in_int8
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("shift", [0.0, 1.0, 100.0])
 @pytest.mark.parametrize("width", [1, 7, 300])
 def test_no_rounding_error_hides_the_nearest(
     width: int, shift: float, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Near and far, at any scale; entries that differ from each other by less than bfloat16 can tell."""
+    """Near and far, at any scale; entries that differ from each other by less than int8 can tell."""
     monkeypatch.setattr("autoad.algorithms._bank._PROSPECTS", 1000)
     g = torch.Generator().manual_seed(width)
     entries = torch.randn(150, width, generator=g)
     entries = torch.cat([entries, entries + 1e-4 * torch.randn(150, width, generator=g)]) * scale
     vectors = (torch.randn(90, width, generator=g) + shift) * scale
     vectors[::9] = entries[::30]
-    bank = Bank(entries, bfloat16=True)
+    bank = Bank(entries, int8=True)
     check(bank, vectors, *only(bank, vectors))
 
 
+@in_int8
 def test_far_from_everything_float32_takes_over(lite0: Tensor) -> None:
-    bank, plain = (Bank(lite0[:1000], bfloat16=way) for way in (True, False))
+    bank, plain = (Bank(lite0[:1000], int8=way) for way in (True, False))
     vectors = lite0[1000:1100] + 500.0
     assert bank._rounded.prospects(vectors, torch.full((100,), torch.inf), 0, 1000) is None
     assert all(torch.equal(*pair) for pair in zip(only(bank, vectors), only(plain, vectors), strict=True))
 
 
+@in_int8
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 1000])
+def test_an_outlier_makes_rounding_coarse_but_not_wrong(
+    lite0: Tensor, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoad.algorithms._bank._PROSPECTS", 2000)
+    entries, vectors = lite0[:size].clone(), lite0[1000:1200].clone()
+    entries[size // 2, 7] = 1e4
+    vectors[:3, 9] = -1e5
+    bank = Bank(entries, int8=True)
+    check(bank, vectors, *only(bank, vectors))
+
+
+@in_int8
+def test_small_banks_are_searched_in_float32(lite0: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoad.algorithms._bank._WORTHWHILE", 400)
+    bank, vectors = Bank(lite0[1::4], int8=True), lite0[::7]
+    asked: list[tuple[int, int]] = []
+    prospects = bank._rounded.prospects
+    bank._rounded.prospects = lambda some, before, *part: asked.append(part) or prospects(some, before, *part)
+    for size, *found in bank.nearest(vectors, [100, 399, 1000, 1280]):
+        check(bank, vectors, *found, size)
+    assert asked == [(399, 1000)]
+    only(bank, vectors, 399)
+    assert len(asked) == 1
+
+
+def test_only_a_cpu_that_sums_int8_exactly_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def saturating(a: Tensor, b: Tensor) -> Tensor:
+        """As by instructions that add two products, of unsigned with signed numbers, in 16 bits."""
+        products = (a.int()[:, None] + 128) * b.int().T
+        pairs = products.unflatten(2, (-1, 2)).sum(3).clamp(-(2**15), 2**15 - 1)
+        return pairs.sum(2) - 128 * b.int().sum(0)
+
+    ask = multiplies_int8.__wrapped__
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: a.int() @ b.int())
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": True})
+    assert not ask()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx_vnni": True})
+    assert ask()
+    monkeypatch.setattr(torch, "_int_mm", saturating)
+    assert not ask()
+
+
+def test_patchcore_searches_in_int8_on_such_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for able in (True, False):
+        monkeypatch.setattr("autoad.algorithms.patchcore.multiplies_int8", lambda able=able: able)
+        assert PatchCore(runtime=Runtime())._int8 is able
+        assert not PatchCore(runtime=Runtime(device="cuda"))._int8
+
+
 def test_blocks_of_vectors_and_entries_answer_as_one(lite0: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    bank, vectors = Bank(lite0[1::3], bfloat16=False), lite0[::3]
+    bank, vectors = Bank(lite0[1::3], int8=False), lite0[::3]
     expected = only(bank, vectors)
     monkeypatch.setattr("autoad.algorithms._bank._BLOCK", (64, 97))
     for one, other in zip(only(bank, vectors), expected, strict=True):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_leading_entries_answer_as_a_bank_of_their_own(lite0: Tensor, bfloat16: bool) -> None:
-    bank, vectors, sizes = Bank(lite0[1::4], bfloat16=bfloat16), lite0[::7], [1, 33, 40, 640, 1280]
+@either
+def test_leading_entries_answer_as_a_bank_of_their_own(lite0: Tensor, int8: bool) -> None:
+    bank, vectors, sizes = Bank(lite0[1::4], int8=int8), lite0[::7], [1, 33, 40, 640, 1280]
     for (size, *found), expected in zip(bank.nearest(vectors, sizes), sizes, strict=True):
         assert size == expected
         check(bank, vectors, *found, size)
-        for part in (bank.first(size), Bank(lite0[1::4][:size], bfloat16=bfloat16)):
+        for part in (bank.first(size), Bank(lite0[1::4][:size], int8=int8)):
             assert len(part) == size
             assert all(torch.equal(*pair) for pair in zip(found, only(part, vectors), strict=True))
 
 
+@in_int8
 def test_large_banks_are_compared_with_a_few_vectors_at_a_time(lite0: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    bank, vectors = Bank(lite0[1::3], bfloat16=True), lite0[:300]
+    bank, vectors = Bank(lite0[1::3], int8=True), lite0[:300]
     expected = only(bank, vectors)
     monkeypatch.setattr("autoad.algorithms._bank._SIMILARITIES", 7 * len(bank))
     assert all(torch.equal(*pair) for pair in zip(expected, only(bank, vectors), strict=True))
@@ -122,15 +186,16 @@ def test_the_largest_of_each_column(rows: int) -> None:
     assert torch.equal(values[found, torch.arange(50)], largest)
 
 
+@in_int8
 def test_nothing_but_zeros() -> None:
-    bank = Bank(torch.zeros(1, 5), bfloat16=True)
+    bank = Bank(torch.zeros(1, 5), int8=True)
     distances, entries = only(bank, torch.zeros(4, 5))
     assert torch.equal(distances, torch.zeros(4))
     assert torch.equal(entries, torch.zeros(4, dtype=torch.int64))
 
 
 def test_neighbours_of_an_entry(lite0: Tensor) -> None:
-    bank = Bank(lite0[::5], bfloat16=False)
+    bank = Bank(lite0[::5], int8=False)
     exact = cdist(lite0[::5].double().numpy(), lite0[::5].double().numpy())
     for entry in (0, 77, 500):
         for size, count in ((501, 9), (1024, 40), (501, 2000)):

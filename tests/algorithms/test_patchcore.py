@@ -12,7 +12,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 
-from autoad.algorithms import Inputs, Runtime
+from autoad.algorithms import Inputs
+from autoad.algorithms._bank import multiplies_int8
 from autoad.algorithms._coreset import greedy_coreset
 from autoad.algorithms.patchcore import PatchCore, PatchCoreConfig
 from autoad.errors import TrialError, UsageError
@@ -167,8 +168,9 @@ def test_a_loaded_bank_keeps_its_ratio() -> None:
         loaded.reconfigured(coreset_sampling_ratio=0.05)
 
 
-def test_several_banks_cost_one_search() -> None:
+def test_several_banks_cost_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bank entries that are compared with patches, counted: all prefixes take no more than the largest alone."""
+    monkeypatch.setattr("autoad.algorithms.patchcore.multiplies_int8", lambda: False)
     train = clouds(24, 0)
     detector = fit(train, coreset_sampling_ratio=1.0)
     configs = [dataclasses.replace(detector.config, coreset_sampling_ratio=ratio) for ratio in (1.0, 0.6, 0.3, 0.1)]
@@ -181,20 +183,24 @@ def test_several_banks_cost_one_search() -> None:
     assert compared == [24 * 96, 24 * 96]
 
 
-def test_searching_in_bfloat16_first_changes_nothing() -> None:
+@pytest.mark.skipif(not multiplies_int8(), reason="the CPU has no instructions for int8, so nothing uses it")
+def test_searching_in_int8_first_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoad.algorithms._bank._WORTHWHILE", 1)
     train, test = clouds(12, 0, channels=(60, 100)), clouds(3, 1, 0.1, (60, 100))
-    plain = fit(train, coreset_sampling_ratio=0.5)
-    rounded = PatchCore(plain.config, runtime=Runtime(precision="bfloat16"))
-    list(rounded.fit(train))
-    loaded = PatchCore(plain.config, runtime=rounded.runtime)
+    rounded = fit(train, coreset_sampling_ratio=0.5)
+    loaded = PatchCore(rounded.config)
     loaded.load_tensors(rounded.tensors())
+    monkeypatch.setattr("autoad.algorithms.patchcore.multiplies_int8", lambda: False)
+    plain = fit(train, coreset_sampling_ratio=0.5)
     for detector in (rounded, loaded):
         assert torch.equal(detector.predict(test).scores, plain.predict(test).scores)
         assert torch.equal(detector.predict(test).maps, plain.predict(test).maps)
     smaller = [detector.reconfigured(coreset_sampling_ratio=0.1).predict(test) for detector in (plain, rounded)]
     assert torch.equal(smaller[0].maps, smaller[1].maps)
     shapes = {stage: (*maps.shape[2:], maps.shape[1]) for stage, maps in train.features.items()}
-    sizes = [detector.footprint(12, 3, shapes).predict for detector in (plain, rounded)]
+    sizes = [plain.footprint(12, 3, shapes).predict]
+    monkeypatch.undo()
+    sizes.append(rounded.footprint(12, 3, shapes).predict)
     assert sizes[0] < sizes[1] < 1.5 * sizes[0]
 
 

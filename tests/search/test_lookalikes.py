@@ -73,7 +73,7 @@ def test_hidden_defects_are_found_and_good_pictures_are_not(roles: Roles, store:
     assert all(0.3 < each <= 1 for each in likely)
     assert likely == sorted(likely, reverse=True)
     named = keys(picture for picture, _ in found)
-    assert len(named & keys(among)) >= (HIDDEN - 1 if masked else HIDDEN // 2)
+    assert len(named & keys(among)) >= (HIDDEN - 1 if masked else 1), "without masks few are told"
     assert len(named - keys(among)) <= 2
 
 
