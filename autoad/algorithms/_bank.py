@@ -56,7 +56,8 @@ class Bank:
     In float32 the nearest entry is the one with the largest inner product (ties within its rounding errors are broken
     by chance), and its distance is the length of the difference. Where the CPU multiplies int8 numbers that costs a
     quarter, and tells, by bounds on what rounding to them moves, which entries could be the nearest: on real features
-    4 to 6 for each vector. Only those are compared by their differences. The answer is the same, twice as soon.
+    4 to 6 for each vector. Only those are compared by their differences. That takes three fifths of the time, and is no
+    less exact.
     """
 
     def __init__(self, entries: Tensor, *, int8: bool) -> None:
