@@ -65,7 +65,7 @@ class Bank:
         # With -|m|^2 / 2 as a last column, the largest <(p, 1), m> is the smallest |p - m|: one product, no epilogue.
         norms = torch.linalg.vector_norm(entries, dim=1, keepdim=True).square_()
         self._lookup = torch.cat([entries, norms.mul_(-0.5)], dim=1)
-        self._rounded = _Rounded(entries) if int8 else None
+        self._rounded = _Rounded(entries) if int8 and len(entries) >= _WORTHWHILE else None
 
     def __len__(self) -> int:
         return len(self._lookup)
@@ -87,7 +87,7 @@ class Bank:
         Yields:
             The size, the distances ``[P]`` and the entries' numbers ``[P]``.
         """
-        if self._rounded is None or sizes[-1] < _WORTHWHILE:
+        if self._rounded is None:
             yield from self._by_products(vectors, sizes)
             return
         distances = vectors.new_full((len(vectors),), torch.inf)
@@ -242,7 +242,7 @@ class _Rounded:
 def bank_bytes(size: int, width: int, vectors: int, *, int8: bool) -> tuple[int, int]:
     """Bytes of a bank of ``size`` entries of ``width`` numbers, and of a search for that many vectors' nearest."""
     kept, searched = 4 * size * (width + 1), 4 * min(vectors, _BLOCK[0]) * min(size, _BLOCK[1])
-    if int8:
+    if int8 and size >= _WORTHWHILE:
         kept += size * (width + _ALIGNED)
         searched += 4 * min(vectors * size, max(size, _SIMILARITIES)) * (_GROUP + 1) // _GROUP
     return kept, searched

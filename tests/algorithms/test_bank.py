@@ -125,6 +125,7 @@ def test_small_banks_are_searched_in_float32(lite0: Tensor, monkeypatch: pytest.
     assert asked == [(399, 1000)]
     only(bank, vectors, 399)
     assert len(asked) == 1
+    assert Bank(lite0[:399], int8=True)._rounded is None
 
 
 def test_only_a_cpu_that_sums_int8_exactly_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
