@@ -22,7 +22,7 @@ from autoad.algorithms._distillation import (
     network_tensors,
     seeded,
 )
-from autoad.algorithms._memory import SCRATCH, feature_bytes, finishing_bytes, training_bytes, weight_bytes
+from autoad.algorithms._memory import PROGRAM, SCRATCH, feature_bytes, finishing_bytes, training_bytes, weight_bytes
 from autoad.algorithms._values import BUNDLED_BACKBONE, feature_map, fitted, require
 from autoad.features.backbones import create_backbone
 from autoad.features.traced import trace_network
@@ -190,6 +190,7 @@ class STFPM(Detector):
         return Footprint(
             fit=SCRATCH + training + pictures * teacher,
             predict=SCRATCH
+            + PROGRAM
             + weight_bytes(student)
             + teacher
             + one
