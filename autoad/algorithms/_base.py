@@ -261,6 +261,18 @@ class Detector(ABC):
         other.config = dataclasses.replace(self.config, **changes)
         return other
 
+    def compile(self, *, threads: int | None = None, streams: int | None = None) -> None:  # noqa: B027 - most have none
+        """Get networks of the detector's own ready to score as fast as this CPU can; scores change by rounding alone.
+
+        They are compiled for single pictures of the configured size, in float32 whatever they were trained in, and what
+        only training and saving take is let go: from then on the detector can predict, and be fitted anew. Nothing
+        happens where there is no such network, on a GPU, or without OpenVINO.
+
+        Args:
+            threads: of the CPU; None for all.
+            streams: pictures that are computed side by side; see :func:`autoad.features.create_engine`.
+        """
+
     @abstractmethod
     def footprint(self, train: int, scored: int, shapes: Shapes) -> Footprint:
         """Memory that fitting on ``train`` and scoring ``scored`` pictures at once takes; nothing is allocated.

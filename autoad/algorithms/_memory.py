@@ -13,13 +13,10 @@ from torch import Tensor, nn
 
 from autoad.algorithms._base import Runtime, Shapes
 
-__all__ = ["PROGRAM", "SCRATCH", "feature_bytes", "finishing_bytes", "training_bytes", "weight_bytes"]
+__all__ = ["SCRATCH", "feature_bytes", "finishing_bytes", "training_bytes", "weight_bytes"]
 
 SCRATCH = 8 << 20
 """Bytes that kernels, their caches and the allocator take whatever the sizes."""
-
-PROGRAM = 14 << 20
-"""Bytes that TorchScript takes to load and run a network of some hundred layers, beside its weights."""
 
 _PICTURES = 16
 

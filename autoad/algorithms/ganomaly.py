@@ -16,10 +16,12 @@ from autoad.algorithms._base import Detector, Footprint, Inputs, Kind, Needs, Pr
 from autoad.algorithms._memory import SCRATCH, training_bytes, weight_bytes
 from autoad.algorithms._values import fitted, require
 from autoad.errors import TrialError
+from autoad.features.compiled import CompiledNetwork, compile_network
 
 __all__ = ["GANomaly", "GANomalyConfig"]
 
 _MAX_CHANNELS = 512
+_NO_PIXELS = "ganomaly must be given the pictures' pixels but got features alone"
 _Network = TypeVar("_Network", "_Generator", "_Discriminator")
 
 
@@ -97,6 +99,7 @@ class GANomaly(Detector):
     def __init__(self, config: Any = None, *, seed: int = 0, runtime: Runtime | None = None) -> None:
         super().__init__(config, seed=seed, runtime=runtime)
         self._generator: _Generator | None = None
+        self._compiled: CompiledNetwork | None = None
 
     @property
     def needs(self) -> Needs:
@@ -114,7 +117,7 @@ class GANomaly(Detector):
         generator, discriminator = self._build(_Generator), self._build(_Discriminator)
         _initialise(generator, random)
         _initialise(discriminator, random)
-        self._generator = generator
+        self._generator, self._compiled = generator, None
         step = _Step(generator, discriminator, config)
         for epoch in range(1, config.epochs + 1):
             generator.train()
@@ -132,6 +135,10 @@ class GANomaly(Detector):
     @torch.no_grad()
     def measure(self, batch: Inputs, configs: Sequence[GANomalyConfig]) -> Tensor:
         """Scores ``[N]`` of the pictures, one by one, so that not even rounding depends on their company."""
+        if self._compiled is not None:
+            if batch.images is None:
+                raise ValueError(_NO_PIXELS)
+            return torch.cat([self._compiled(batch.images[i : i + 1])[0] for i in range(len(batch))])
         generator = fitted(self._generator, self.name)
         return torch.cat([self._score(generator, picture) for picture in batch.batches(1)])
 
@@ -143,8 +150,23 @@ class GANomaly(Detector):
         with self.runtime.autocast():
             pixels = _pixels(picture, self.config.image_size).to(self.runtime.device)
             z, _, z_again = generator(pixels)
-        score: Tensor = (z.float() - z_again.float()).abs().mean(1)
-        return score
+        return _score(z, z_again)
+
+    def compile(self, *, threads: int | None = None, streams: int | None = None) -> None:
+        """See the base class."""
+        generator, size = fitted(self._generator, self.name), self.config.image_size
+        if torch.device(self.runtime.device).type != "cpu":
+            return
+        self._compiled = compile_network(
+            lambda: _Scorer(generator),
+            [torch.zeros(1, size, size, 3, dtype=torch.uint8)],
+            self.tensors(),
+            threads=threads,
+            streams=streams,
+            detector=self.name,
+        )
+        if self._compiled is not None:
+            self._generator = None
 
     def footprint(self, train: int, scored: int, shapes: Shapes) -> Footprint:
         """See the base class."""
@@ -174,7 +196,7 @@ class GANomaly(Detector):
         """Rebuild the generator."""
         generator = self._build(_Generator)
         generator.load_state_dict(tensors)
-        self._generator = generator.eval()
+        self._generator, self._compiled = generator.eval(), None
 
     def _build(self, network: type[_Network]) -> _Network:
         with torch.random.fork_rng(devices=[]):  # layers draw first weights from the global generator
@@ -305,11 +327,34 @@ def _initialise(network: nn.Module, random: torch.Generator) -> None:
             module.weight.normal_(1.0, 0.02, generator=random)
 
 
+class _Scorer(nn.Module):
+    """From one picture ``[1, size, size, 3]`` to its score ``[1]``; this is compiled."""
+
+    def __init__(self, generator: _Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, images: Tensor) -> Tensor:
+        z, _, z_again = self.generator(_scale(images))
+        return _score(z, z_again)
+
+
+def _score(z: Tensor, z_again: Tensor) -> Tensor:
+    """Mean distance of latent vectors ``[B, latent]``."""
+    score: Tensor = (z.float() - z_again.float()).abs().mean(1)
+    return score
+
+
+def _scale(images: Tensor) -> Tensor:
+    """``[N, H, W, 3]`` uint8 as ``[N, 3, H, W]`` in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
 def _pixels(pictures: Inputs, size: int) -> Tensor:
     """Pictures ``[N, 3, size, size]`` in [-1, 1], channels last in memory."""
     if pictures.images is None:
-        raise ValueError("ganomaly must be given the pictures' pixels but got features alone")
-    pixels = pictures.images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        raise ValueError(_NO_PIXELS)
+    pixels = _scale(pictures.images)
     if pixels.shape[-2:] != (size, size):
         pixels = functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
     return pixels.contiguous(memory_format=torch.channels_last)

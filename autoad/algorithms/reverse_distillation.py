@@ -25,6 +25,8 @@ from autoad.algorithms._distillation import (
 )
 from autoad.algorithms._memory import SCRATCH, feature_bytes, finishing_bytes, training_bytes, weight_bytes
 from autoad.algorithms._values import BUNDLED_BACKBONE, feature_map, fitted, require
+from autoad.features.backbones import feature_shapes
+from autoad.features.compiled import CompiledNetwork, compile_network
 
 __all__ = ["ReverseDistillation", "ReverseDistillationConfig"]
 
@@ -218,6 +220,7 @@ class ReverseDistillation(Detector):
 
     config: ReverseDistillationConfig
     _student: Student | None = None
+    _compiled: CompiledNetwork | None = None
 
     @property
     def needs(self) -> Needs:
@@ -234,7 +237,7 @@ class ReverseDistillation(Detector):
         config = self.config
         with seeded(self.seed):
             network = self._create([train.features[stage].shape[1] for stage in STAGES])
-        self._student = Student(network)
+        self._student, self._compiled = Student(network), None
         optimizer = torch.optim.Adam(network.parameters(), config.lr, (config.beta1, config.beta2))
 
         def loss_of(network: nn.Module, indices: Tensor) -> Tensor:
@@ -259,14 +262,15 @@ class ReverseDistillation(Detector):
 
     def _distances(self, student: nn.Module, batch: Inputs) -> list[Tensor]:
         """By stage, one minus the cosine of teacher and student at each position, ``[B, h, w]``."""
-        pairs = zip(*self._pairs(student, batch), strict=True)
-        return [1 - functional.cosine_similarity(teacher, restored, dim=1) for teacher, restored in pairs]
+        return _distances(*self._pairs(student, batch))
 
     @torch.inference_mode()
     def measure(
         self, batch: Inputs, configs: Sequence[ReverseDistillationConfig]
     ) -> tuple[list[Tensor], tuple[int, int]]:
         """How badly the student restores the pictures' features, by stage, and the pictures' size."""
+        if self._compiled is not None:
+            return measure_stages(batch, "cpu", functools.partial(_compiled_distances, self._compiled))
         student = fitted(self._student, self.name).network
         return measure_stages(batch, self.runtime.device, functools.partial(self._distances, student))
 
@@ -276,6 +280,24 @@ class ReverseDistillation(Detector):
     ) -> Prediction:
         """Combine the stages and smooth; the score is the map's largest value."""
         return combine_stages(measured, config.sigma, product=config.combine == "multiply", maps=maps)
+
+    def compile(self, *, threads: int | None = None, streams: int | None = None) -> None:
+        """See the base class."""
+        student = fitted(self._student, self.name)
+        if torch.device(self.runtime.device).type != "cpu":
+            return
+        shapes = feature_shapes(self.config.backbone, self.needs.image_size)
+        self._compiled = compile_network(
+            lambda: _Scorer(student.network),
+            [torch.zeros(1, *shapes[stage]) for stage in STAGES],
+            self.tensors(),
+            threads=threads,
+            streams=streams,
+            detector=self.name,
+            backbone=self.config.backbone,
+        )
+        if self._compiled is not None:
+            self._student = None
 
     def footprint(self, train: int, scored: int, shapes: Shapes) -> Footprint:
         """See the base class."""
@@ -302,7 +324,29 @@ class ReverseDistillation(Detector):
         fuse1, fuse2 = tensors["student.fuse1.0.weight"], tensors["student.fuse2.0.weight"]
         network = self._create([fuse1.shape[1], fuse2.shape[1], fuse2.shape[0]])
         load_network(network, tensors, "student")
-        self._student = Student(network)
+        self._student, self._compiled = Student(network), None
+
+
+class _Scorer(nn.Module):
+    """From one picture's features, ``[1, h, w, C]`` by stage, to its distances ``[1, h, w]``; this is compiled."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, *features: Tensor) -> list[Tensor]:
+        teacher = [stage.permute(0, 3, 1, 2) for stage in features]
+        return _distances(teacher, self.student(*teacher))
+
+
+def _compiled_distances(network: CompiledNetwork, picture: Inputs) -> list[Tensor]:
+    return network(*(feature_map(picture, stage, "cpu").permute(0, 2, 3, 1) for stage in STAGES))
+
+
+def _distances(teacher: Sequence[Tensor], restored: Sequence[Tensor]) -> list[Tensor]:
+    """By stage, one minus the cosine of teacher and student at each position."""
+    pairs = zip(teacher, restored, strict=True)
+    return [1 - (functional.normalize(one) * functional.normalize(other)).sum(1) for one, other in pairs]
 
 
 def _dissimilarity(teacher: Tensor, student: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ from autoad.algorithms._distillation import (
     network_tensors,
     seeded,
 )
-from autoad.algorithms._memory import PROGRAM, SCRATCH, feature_bytes, finishing_bytes, training_bytes, weight_bytes
+from autoad.algorithms._memory import SCRATCH, feature_bytes, finishing_bytes, training_bytes, weight_bytes
 from autoad.algorithms._values import BUNDLED_BACKBONE, feature_map, fitted, require
-from autoad.features.backbones import create_backbone
-from autoad.features.traced import trace_network
+from autoad.features.backbones import create_backbone, feature_shapes
+from autoad.features.compiled import CompiledNetwork, compile_network
 
 __all__ = ["STFPM", "STFPMConfig"]
 
@@ -95,6 +95,8 @@ class STFPM(Detector):
 
     config: STFPMConfig
     _student: Student | None = None
+    _saved: Mapping[str, Tensor] | None = None
+    _compiled: CompiledNetwork | None = None
     _mean: Tensor
     _std: Tensor
 
@@ -111,17 +113,14 @@ class STFPM(Detector):
         train_faster(student)
         return student.to(self.runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
-    def _recreate(self) -> nn.Module:
-        """The network of :meth:`_create`, to be loaded and to score; without timm where that changes no bit of a score.
-
-        In bfloat16 it would: TorchScript casts by rules of its own.
-        """
-        if torch.device(self.runtime.device).type != "cpu" or self.runtime.precision != "float32":
-            return self._create()
-        size = self.config.image_size
-        example = torch.zeros(1, size, size, 3).permute(0, 3, 1, 2)
-        student = trace_network(self._create, example, student=self.config.backbone, stages=STAGES)
-        return student.to(memory_format=torch.channels_last)
+    def _trained(self) -> Student:
+        """The student; one that was loaded is built when it is first asked for, because that takes timm."""
+        if self._saved is not None:
+            network = self._create()
+            load_network(network, self._saved, "student")
+            self._student, self._saved = Student(network), None
+        student: Student = fitted(self._student, self.name)
+        return student
 
     def fit(self, train: Inputs) -> Iterator[Progress]:
         """Train the student; see :meth:`Detector.fit`."""
@@ -133,7 +132,7 @@ class STFPM(Detector):
         pretrained = timm.get_pretrained_cfg(config.backbone)  # features are given, weights need not be there
         self._mean = torch.tensor(pretrained.mean, device=self.runtime.device)
         self._std = torch.tensor(pretrained.std, device=self.runtime.device)
-        self._student = Student(network)
+        self._student, self._saved, self._compiled = Student(network), None, None
         optimizer = torch.optim.SGD(network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
 
         def loss_of(network: nn.Module, indices: Tensor) -> Tensor:
@@ -155,16 +154,14 @@ class STFPM(Detector):
         pixels = _normalise(batch.images.to(device), self._mean, self._std)
         with self.runtime.autocast():
             outputs = student(pixels.permute(0, 3, 1, 2))
-        distances = []
-        for stage, output in zip(STAGES, outputs, strict=True):
-            teacher = functional.normalize(feature_map(batch, stage, device), dim=1)
-            distances.append(0.5 * (teacher - functional.normalize(output.float(), dim=1)).square().sum(1))
-        return distances
+        return _distances([feature_map(batch, stage, device) for stage in STAGES], outputs)
 
     @torch.inference_mode()
     def measure(self, batch: Inputs, configs: Sequence[STFPMConfig]) -> tuple[list[Tensor], tuple[int, int]]:
         """How far the student's features are from the teacher's, by stage, and the pictures' size."""
-        student = fitted(self._student, self.name).network
+        if self._compiled is not None:
+            return measure_stages(batch, "cpu", functools.partial(_compiled_distances, self._compiled))
+        student = self._trained().network
         return measure_stages(batch, self.runtime.device, functools.partial(self._distances, student))
 
     @torch.inference_mode()
@@ -173,6 +170,27 @@ class STFPM(Detector):
     ) -> Prediction:
         """Combine the stages and smooth; the score is the map's largest value."""
         return combine_stages(measured, config.sigma, product=config.combine == "product", maps=maps)
+
+    def compile(self, *, threads: int | None = None, streams: int | None = None) -> None:
+        """See the base class."""
+        if torch.device(self.runtime.device).type != "cpu":
+            return
+        height, width = self.needs.image_size
+        shapes = feature_shapes(self.config.backbone, (height, width))
+        self._compiled = compile_network(
+            lambda: _Scorer(self._trained().network, self._mean, self._std),
+            [
+                torch.zeros(1, height, width, 3, dtype=torch.uint8),
+                *(torch.zeros(1, *shapes[stage]) for stage in STAGES),
+            ],
+            self.tensors(),
+            threads=threads,
+            streams=streams,
+            detector=self.name,
+            backbone=self.config.backbone,
+        )
+        if self._compiled is not None:
+            self._student = self._saved = None
 
     def footprint(self, train: int, scored: int, shapes: Shapes) -> Footprint:
         """See the base class."""
@@ -190,7 +208,6 @@ class STFPM(Detector):
         return Footprint(
             fit=SCRATCH + training + pictures * teacher,
             predict=SCRATCH
-            + PROGRAM
             + weight_bytes(student)
             + teacher
             + one
@@ -199,15 +216,45 @@ class STFPM(Detector):
 
     def tensors(self) -> dict[str, Tensor]:
         """The student, and the mean and standard deviation with which its pixels are normalised."""
-        student = network_tensors(fitted(self._student, self.name).network, "student")
+        if self._saved is not None:
+            return dict(self._saved)
+        student = network_tensors(self._trained().network, "student")
         return {**student, "mean": self._mean.cpu(), "std": self._std.cpu()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Rebuild the student."""
-        network = self._recreate()
-        load_network(network, tensors, "student")
-        self._student = Student(network)
+        """Take over the student."""
+        self._student, self._saved, self._compiled = None, dict(tensors), None
         self._mean, self._std = (tensors[name].to(self.runtime.device) for name in ("mean", "std"))
+
+
+class _Scorer(nn.Module):
+    """From one picture ``[1, H, W, 3]`` and its features, ``[1, h, w, C]`` by stage, to its distances ``[1, h, w]``.
+
+    This is compiled.
+    """
+
+    def __init__(self, student: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.student, self.mean, self.std = student, mean, std
+
+    def forward(self, images: Tensor, *features: Tensor) -> list[Tensor]:
+        pixels = (images.float() * (1 / (255 * self.std)) - self.mean / self.std).permute(0, 3, 1, 2)
+        return _distances([stage.permute(0, 3, 1, 2) for stage in features], self.student(pixels))
+
+
+def _compiled_distances(network: CompiledNetwork, picture: Inputs) -> list[Tensor]:
+    assert picture.images is not None  # noqa: S101 - promised by needs
+    features = (feature_map(picture, stage, "cpu").permute(0, 2, 3, 1) for stage in STAGES)
+    return network(picture.images, *features)
+
+
+def _distances(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> list[Tensor]:
+    """By stage, half the squared distance of both features' unit vectors at each position."""
+    pairs = zip(teacher, student, strict=True)
+    return [
+        0.5 * (functional.normalize(one, dim=1) - functional.normalize(other.float(), dim=1)).square().sum(1)
+        for one, other in pairs
+    ]
 
 
 def _normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from autoad.errors import UnknownNameError, UsageError
-from autoad.features._openvino import compile_backbone
+from autoad.features._openvino import compile_backbone, options_for
 from autoad.features.backbones import NormalisedBackbone, feature_shapes, stage_indices
 from autoad.features.weights import Weights, find_weights
 
@@ -34,7 +34,6 @@ Precision = Literal["float32", "bfloat16"]
 
 _ENGINES: tuple[EngineName, ...] = ("openvino", "torch", "cuda")
 _PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
-_THREADS_A_STREAM = 4
 _CUDA_BATCH = 16
 
 
@@ -197,11 +196,7 @@ class _OpenVINOEngine(Engine):
         super().__init__(backbone, stages, image_size, precision, weights)
         import openvino
 
-        options = {
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": min(threads, streams or max(1, threads // _THREADS_A_STREAM)),
-        }
+        options = options_for(precision, threads, streams)
         self._queue = openvino.AsyncInferQueue(compile_backbone(weights, self.stages, image_size, precision, options))
         self._lock = threading.Lock()
 

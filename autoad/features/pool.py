@@ -44,14 +44,14 @@ class SharedEngine:
 class EnginePool:
     """Opens engines; one that nobody holds any more is gone.
 
-    Args:
+    Attributes:
         threads: CPU threads of each engine; None for all.
         streams: pictures that it computes side by side, see :func:`create_engine`.
     """
 
     def __init__(self, *, threads: int | None = None, streams: int | None = None) -> None:
-        self._threads = threads
-        self._streams = streams
+        self.threads = threads
+        self.streams = streams
         self._engines: weakref.WeakValueDictionary[_Key, SharedEngine] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 
@@ -77,8 +77,8 @@ class EnginePool:
                     image_size,
                     engine=engine,
                     precision=precision,
-                    threads=self._threads,
-                    streams=self._streams,
+                    threads=self.threads,
+                    streams=self.streams,
                 )
                 if shared is None:
                     shared = self._engines[key] = SharedEngine(made)

@@ -96,7 +96,8 @@ class Member(_Record):
     Attributes:
         image_size: height and width to which a picture is resized, antialiased bilinear.
         device: where the detector computed, ``cpu`` or ``cuda``.
-        precision: in which its own networks ran.
+        precision: in which its own networks were trained, and score unless they are compiled (see
+            :meth:`autoad.algorithms.Detector.compile`).
         backbone: None for algorithms that work on pixels alone.
         standard: None for the only member of a model, whose answers are the model's as they are.
     """

@@ -335,6 +335,7 @@ def _load_part(folder: Path, member: Member, tensors: dict[str, torch.Tensor], e
         config = algorithm.Config(**member.config)
         detector = algorithm(config, seed=member.seed, runtime=Runtime(member.device, member.precision))
         detector.load_tensors(tensors)
+        detector.compile(threads=engines.threads, streams=engines.streams)
     except (TypeError, KeyError, UsageError, RuntimeError) as error:
         raise ArtifactError(
             f"the saved model {str(folder)!r} does not fit {member.algorithm} of this autoad ({error})"

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from autoad.algorithms import ALGORITHMS, Detector, Inputs, Needs, Prediction, Progress, get_algorithm
+from autoad.algorithms import ALGORITHMS, Detector, Inputs, Needs, Prediction, Progress, Runtime, get_algorithm
 from autoad.errors import AutoADError, UnknownNameError, UsageError
 
 Pictures = Callable[..., Tensor]
@@ -168,6 +169,39 @@ class TestContract:
         again = copy.tensors()
         assert again.keys() == tensors.keys()
         assert all(torch.equal(again[key], tensors[key]) for key in tensors)
+
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    def test_compiled_it_scores_as_before_in_float32(
+        self, name: str, precision: Any, pictures: Pictures, given: Given, fitted: Any
+    ) -> None:
+        detector, _, bad = fitted(name)
+        one, other = (get_algorithm(name)(detector.config, runtime=Runtime("cpu", precision)) for _ in range(2))
+        for loaded in (one, other):
+            loaded.load_tensors(load(save(detector.tensors())))
+        compiles = name in ("ganomaly", "stfpm", "reverse_distillation")
+        one.compile(threads=1, streams=1)
+        other.compile(threads=2, streams=2)
+        expected = detector.predict(bad) if compiles else one.predict(bad)
+        answer = one.predict(bad)
+        torch.testing.assert_close(answer.scores, expected.scores, rtol=2e-5, atol=1e-6)
+        if expected.maps is not None:
+            torch.testing.assert_close(answer.maps, expected.maps, rtol=1e-4, atol=1e-6)
+        with ThreadPoolExecutor(4) as pool:  # as a server's threads do, picture by picture
+            answers = list(pool.map(lambda i: other.predict(bad[i % 6 : i % 6 + 1]), range(24)))
+        for i, alone in enumerate(answers):
+            rounding = {"rtol": 0.0, "atol": 0.0} if compiles else {"rtol": 1e-4, "atol": 1e-5}
+            torch.testing.assert_close(alone.scores[0], answer.scores[i % 6], **rounding)
+            if answer.maps is not None:
+                torch.testing.assert_close(alone.maps[0], answer.maps[i % 6], **rounding)
+        if compiles:
+            with pytest.raises(UsageError, match="must be fitted, or its tensors loaded"):
+                one.tensors()
+        train = given(pictures(4, 0, size=side(detector, SIZE)), detector.needs)
+        fit(one, train, epochs=1)
+        assert one.tensors().keys() == detector.tensors().keys()
+        assert not torch.equal(one.predict(bad).scores, answer.scores)
+        other.load_tensors(detector.tensors())
+        assert other.tensors().keys() == detector.tensors().keys()
 
     def test_constant_pictures_give_finite_scores(
         self, name: str, pictures: Pictures, given: Given, fitted: Any

@@ -240,7 +240,9 @@ def test_statistics_that_could_not_be_measured_are_measured_the_next_time(
 def test_the_next_process_scores_without_timm_and_the_same(normal: Inputs, tmp_path: Path) -> None:
     detector = fitted(normal[:8])
     kept = {name: tensor.clone() for name, tensor in detector.tensors().items()}
-    STFPM(STFPMConfig(image_size=64)).load_tensors(kept)  # keeps the program
+    once = STFPM(STFPMConfig(image_size=64))
+    once.load_tensors(kept)
+    once.compile()  # keeps the program
     asked = normal[8:12]
     given = {"features": asked.features, "images": asked.images, "tensors": kept}
     torch.save(given | {"scores": detector.predict(asked).scores}, tmp_path / "given.pt")
@@ -251,6 +253,7 @@ def test_the_next_process_scores_without_timm_and_the_same(normal: Inputs, tmp_p
         "given = torch.load(sys.argv[1])\n"
         "detector = STFPM(STFPMConfig(image_size=64))\n"
         "detector.load_tensors(given['tensors'])\n"
+        "detector.compile()\n"
         "scores = detector.predict(Inputs((64, 64), given['features'], given['images'])).scores\n"
         "torch.testing.assert_close(scores, given['scores'], rtol=1e-5, atol=0)\n"
         "assert 'timm' not in sys.modules\n"
