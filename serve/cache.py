@@ -46,9 +46,10 @@ class _Held:
 class ModelCache:
     """Models by key, up to a number of bytes; used from one event loop.
 
-    A model's bytes are those of its tensors. Engines are shared and not counted: one of EfficientNet-Lite0 takes some
-    tens of megabytes however many models use it. A model in use is never given up, and neither is the one used last, so
-    the limit may be passed while many different ones are in use at the same moment, or by one that is larger.
+    A model's bytes are those of its tensors, and as many again where networks are compiled. Engines are shared and not
+    counted: one of EfficientNet-Lite0 takes some tens of megabytes however many models use it. A model in use is never
+    given up, and neither is the one used last, so the limit may be passed while many different ones are in use at the
+    same moment, or by one that is larger.
 
     What is in ``pinned`` stays, too: somebody waits until every replica holds it.
 
@@ -148,7 +149,8 @@ class ModelCache:
 
     def _read(self, key: ModelKey) -> tuple[Model, int]:
         folder = self._opener.open(key.name, key.version, key.project)
-        return Model.load(folder, engines=self._engines), (folder / "model.safetensors").stat().st_size
+        model, size = Model.load(folder, engines=self._engines), (folder / "model.safetensors").stat().st_size
+        return model, 2 * size if any(part.detector.compiles for part in model.parts) else size
 
     def _shrink(self, keep: ModelKey | None = None) -> None:
         total = self.size

@@ -50,8 +50,8 @@ class Runtime:
 
     Attributes:
         device: a torch device, ``"cpu"`` or ``"cuda:0"``.
-        precision: of the networks that a detector trains and runs (autocast); statistics and distances that
-            decide a score are always accumulated in float32 or better.
+        precision: of the networks that a detector trains and, unless they are compiled, runs (autocast); statistics
+            and distances that decide a score are always accumulated in float32 or better.
         memory: bytes that a detector may take; what is sure to need more is refused before it is allocated.
     """
 
@@ -176,6 +176,7 @@ class Detector(ABC):
         post_fit: fields of Config that prediction alone reads, and what they change: only the image ``"scores"``,
             only the ``"maps"``, or ``"both"``.
         reducible: fields of Config that ``fit`` reads, of which a fitted detector can still take on any smaller value.
+        compiles: whether it has networks of its own that :meth:`compile` makes faster.
     """
 
     name: ClassVar[str]
@@ -185,6 +186,7 @@ class Detector(ABC):
     Config: ClassVar[type[Any]]
     post_fit: ClassVar[Mapping[str, Effect]] = {}
     reducible: ClassVar[tuple[str, ...]] = ()
+    compiles: ClassVar[bool] = False
 
     def __init__(self, config: Any = None, *, seed: int = 0, runtime: Runtime | None = None) -> None:
         self.config = self.Config() if config is None else config
@@ -265,8 +267,9 @@ class Detector(ABC):
         """Get networks of the detector's own ready to score as fast as this CPU can; scores change by rounding alone.
 
         They are compiled for single pictures of the configured size, in float32 whatever they were trained in, and what
-        only training and saving take is let go: from then on the detector can predict, and be fitted anew. Nothing
-        happens where there is no such network, on a GPU, or without OpenVINO.
+        only training and saving take is let go: from then on the detector can predict pictures of that size, and be
+        fitted anew, but neither be saved nor pickled. Nothing happens where there is no such network, on a GPU, or
+        without OpenVINO.
 
         Args:
             threads: of the CPU; None for all.

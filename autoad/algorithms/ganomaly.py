@@ -86,12 +86,13 @@ class GANomaly(Detector):
     score depend on those before it: not done here. Batch normalisation uses the averages over the last epoch, which
     mean something after one epoch already, where the usual decaying ones still remember their start.
 
-    Pixels are scaled to [-1, 1]; pictures of another size are resized to the configured one.
+    Pixels are scaled to [-1, 1]; pictures of another size are resized to the configured one, until it is compiled.
     """
 
     name = "ganomaly"
     kind: ClassVar[Kind] = "classification"
     iterative = True
+    compiles = True
     paper = "Akcay et al., GANomaly: Semi-Supervised Anomaly Detection via Adversarial Training, 2018"
     Config = GANomalyConfig
     config: GANomalyConfig
@@ -160,7 +161,7 @@ class GANomaly(Detector):
         self._compiled = compile_network(
             lambda: _Scorer(generator),
             [torch.zeros(1, size, size, 3, dtype=torch.uint8)],
-            self.tensors(),
+            generator.state_dict(),
             threads=threads,
             streams=streams,
             detector=self.name,

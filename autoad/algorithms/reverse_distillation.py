@@ -212,6 +212,7 @@ class ReverseDistillation(Detector):
     name: ClassVar[str] = "reverse_distillation"
     kind: ClassVar[Kind] = "segmentation"
     iterative: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Deng and Li: Anomaly Detection via Reverse Distillation from One-Class Embedding (CVPR 2022)"
     )
@@ -290,7 +291,7 @@ class ReverseDistillation(Detector):
         self._compiled = compile_network(
             lambda: _Scorer(student.network),
             [torch.zeros(1, *shapes[stage]) for stage in STAGES],
-            self.tensors(),
+            student.network.state_dict(),
             threads=threads,
             streams=streams,
             detector=self.name,

@@ -89,6 +89,7 @@ class STFPM(Detector):
     name: ClassVar[str] = "stfpm"
     kind: ClassVar[Kind] = "segmentation"
     iterative: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
     paper: ClassVar[str] = "Wang et al.: Student-Teacher Feature Pyramid Matching for Anomaly Detection (BMVC 2021)"
     Config: ClassVar[type[STFPMConfig]] = STFPMConfig
     post_fit: ClassVar[Mapping[str, Effect]] = {"combine": "both", "sigma": "both"}
@@ -114,7 +115,10 @@ class STFPM(Detector):
         return student.to(self.runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def _trained(self) -> Student:
-        """The student; one that was loaded is built when it is first asked for, because that takes timm."""
+        """The student; one that was loaded is built when it is first asked for, because that takes timm.
+
+        By one thread; :meth:`compile` leaves nothing to be built.
+        """
         if self._saved is not None:
             network = self._create()
             load_network(network, self._saved, "student")
@@ -174,6 +178,7 @@ class STFPM(Detector):
     def compile(self, *, threads: int | None = None, streams: int | None = None) -> None:
         """See the base class."""
         if torch.device(self.runtime.device).type != "cpu":
+            self._trained()
             return
         height, width = self.needs.image_size
         shapes = feature_shapes(self.config.backbone, (height, width))
@@ -189,7 +194,9 @@ class STFPM(Detector):
             detector=self.name,
             backbone=self.config.backbone,
         )
-        if self._compiled is not None:
+        if self._compiled is None:
+            self._trained()
+        else:
             self._student = self._saved = None
 
     def footprint(self, train: int, scored: int, shapes: Shapes) -> Footprint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -19,6 +20,7 @@ __all__ = ["compile_backbone", "compile_kept", "options_for"]
 
 _CONVERSION = 3  # goes up when NormalisedBackbone or _convert change
 _THREADS_A_STREAM = 4
+_LOCK = threading.Lock()
 
 
 def options_for(precision: str, threads: int, streams: int | None) -> dict[str, Any]:
@@ -79,17 +81,18 @@ def compile_kept(
         "converted by": [version("torch"), version("timm"), _CONVERSION],
         **key,
     }
-    kept = recall(whole)
-    if kept is not None:
-        try:
-            return core.import_model(io.BytesIO(kept), "CPU", options)
-        except RuntimeError:  # OpenVINO would rather not, and does not say so in a type
-            pass
-    compiled = core.compile_model(_convert(create().eval(), examples), "CPU", options)
-    exported = io.BytesIO()
-    compiled.export_model(exported)
-    keep(whole, exported.getvalue())
-    return compiled
+    with _LOCK:  # torch does not trace in several threads, and whoever comes second finds what the first has kept
+        kept = recall(whole)
+        if kept is not None:
+            try:
+                return core.import_model(io.BytesIO(kept), "CPU", options)
+            except RuntimeError:  # OpenVINO would rather not, and does not say so in a type
+                pass
+        compiled = core.compile_model(_convert(create().eval(), examples), "CPU", options)
+        exported = io.BytesIO()
+        compiled.export_model(exported)
+        keep(whole, exported.getvalue())
+        return compiled
 
 
 def _convert(network: nn.Module, examples: Sequence[Tensor]) -> Any:
@@ -102,9 +105,9 @@ def _convert(network: nn.Module, examples: Sequence[Tensor]) -> Any:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     with torch.no_grad(), Quiet():  # sizes that the tracer warns of are fixed anyway
+        # Not frozen: torch would never let go of the weights that freezing turns into constants.
         traced = torch.jit.trace(network, tuple(examples), check_trace=False)  # type: ignore[no-untyped-call]
-        frozen = torch.jit.freeze(traced)
-    decoder = TorchScriptPythonDecoder(frozen)  # the front end does not keep it alive
+    decoder = TorchScriptPythonDecoder(traced)  # the front end does not keep it alive
     front_end = FrontEndManager().load_by_framework("pytorch")
     model = front_end.convert(front_end.load(decoder))
     types = {torch.uint8: openvino.Type.u8, torch.float32: openvino.Type.f32}

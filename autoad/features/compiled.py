@@ -7,10 +7,13 @@ read once instead of with every picture.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,7 @@ from autoad.features._openvino import compile_kept, options_for
 
 __all__ = ["CompiledNetwork", "compile_network"]
 
-_NETWORK = 1  # goes up when what detectors compile changes
+_logger = logging.getLogger(__name__)
 
 
 class CompiledNetwork:
@@ -54,7 +57,8 @@ class CompiledNetwork:
             request = self._idle.pop()  # a request belongs to one thread until its outputs have been copied
         except IndexError:
             request = self._compiled.create_infer_request()
-        request.infer([one.contiguous().numpy() for one in inputs], share_inputs=True)
+        # Copied in: a request would keep what it shares, and with it the batch that a picture is part of.
+        request.infer([one.contiguous().numpy() for one in inputs], share_inputs=False)
         outputs = [torch.from_numpy(np.array(request.get_output_tensor(index).data)) for index in self._outputs]
         self._idle.append(request)
         return outputs
@@ -77,25 +81,52 @@ def compile_network(
         weights: all that was learnt.
         threads: CPU threads; None for all.
         streams: pictures that are computed side by side; see :func:`autoad.features.create_engine`.
-        **key: what decides how the network is built, beside ``weights``; JSON.
+        **key: what decides how the network is built, beside ``weights`` and the code of the algorithms; JSON.
 
     Returns:
-        None where OpenVINO is not installed.
+        None where OpenVINO is not installed, or cannot run the network.
     """
     try:
         import openvino  # noqa: F401 - asked whether it is there
     except ImportError:
         return None
-    compiled = compile_kept(
-        create,
-        examples,
-        options_for("float32", threads or os.cpu_count() or 1, streams),
-        network=_NETWORK,
-        inputs=[list(example.shape) for example in examples],
-        weights=_digest(weights),
-        **key,
-    )
+    try:
+        compiled = compile_kept(
+            create,
+            examples,
+            options_for("float32", threads or os.cpu_count() or 1, streams),
+            code=_code(),
+            inputs=[[str(example.dtype), *example.shape] for example in examples],
+            weights=_digest(weights),
+            **key,
+        )
+    except _conversion_errors() as error:
+        _logger.warning("OpenVINO cannot run a network of %s, torch does: %s", key, error)
+        return None
     return CompiledNetwork(compiled, [tuple(example.shape) for example in examples])
+
+
+def _conversion_errors() -> tuple[type[Exception], ...]:
+    """What OpenVINO's front end raises; none of it is a ``RuntimeError``."""
+    from openvino import frontend
+
+    return (
+        frontend.GeneralFailure,
+        frontend.InitializationFailure,
+        frontend.NotImplementedFailure,
+        frontend.OpConversionFailure,
+        frontend.OpValidationFailure,
+    )
+
+
+@functools.cache
+def _code() -> str:
+    """Changes whenever the code does that networks are built by."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted([*(package / "algorithms").glob("*.py"), package / "features" / "backbones.py"]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -103,5 +134,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.numpy().data)
     return digest.hexdigest()

@@ -134,10 +134,9 @@ def choose_engine(engine: str = "auto", precision: str = "auto") -> EngineChoice
 
 
 def head_precision(choice: EngineChoice) -> Precision:
-    """The precision in which detectors train and run networks of their own beside that engine.
+    """The precision in which detectors train networks of their own, and score by them until they are saved.
 
-    bfloat16 where the hardware multiplies in it: training is two to three times as fast, and each network is scored by
-    the arithmetic that it was trained with.
+    bfloat16 where the hardware multiplies in it: training is two to three times as fast.
     """
     return "bfloat16" if _has_bfloat16(choice.name) else "float32"
 

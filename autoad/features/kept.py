@@ -1,8 +1,9 @@
-"""What is dear to work out and follows from versions alone, kept in the data folder for the next process.
+"""What is dear to work out and follows from what is at hand, kept in the data folder for the next process.
 
 A new process would spend seconds on importing timm to learn the shape of a network, and on converting and compiling
 that network for OpenVINO, only to arrive where the last one did. Instead it finds the answer in a file, named by
-everything that decides it: versions of libraries are part of every key, so that an update simply makes new files.
+everything that decides it: versions of libraries are part of every key, so that an update simply makes new files. The
+same goes for the networks of saved models, which follow from their weights.
 
 Nothing depends on a file being there. One that is damaged, or that holds something else, counts as missing; a folder
 that cannot be written keeps nothing; several processes may write the same at once. What has not been used longest goes
@@ -29,7 +30,10 @@ Key = Mapping[str, object]
 """What decides the answer; JSON."""
 
 _LIMIT = 2 * 2**30
-"""Bytes that the folder may take. EfficientNet-Lite0 takes 12 MB, wide ResNet-50 about 270."""
+"""Bytes that the folder may take.
+
+EfficientNet-Lite0 takes 12 MB, wide ResNet-50 about 270, and networks of saved models as much as their weights.
+"""
 
 
 def recall(key: Key) -> bytes | None:

@@ -45,7 +45,7 @@ class EnginePool:
     """Opens engines; one that nobody holds any more is gone.
 
     Attributes:
-        threads: CPU threads of each engine; None for all.
+        threads: CPU threads of each engine, and of each network that a model compiles beside it; None for all.
         streams: pictures that it computes side by side, see :func:`create_engine`.
     """
 

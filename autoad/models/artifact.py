@@ -96,8 +96,8 @@ class Member(_Record):
     Attributes:
         image_size: height and width to which a picture is resized, antialiased bilinear.
         device: where the detector computed, ``cpu`` or ``cuda``.
-        precision: in which its own networks were trained, and score unless they are compiled (see
-            :meth:`autoad.algorithms.Detector.compile`).
+        precision: in which its own networks score. Those that are compiled do so in float32, whatever they were
+            trained in.
         backbone: None for algorithms that work on pixels alone.
         standard: None for the only member of a model, whose answers are the model's as they are.
     """

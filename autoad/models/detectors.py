@@ -71,14 +71,15 @@ def describe_detector(
             engine=engine.name,
             precision=engine.precision,
         )
+    on_gpu = detector.runtime.device.startswith("cuda")
     member = Member(
         algorithm=detector.name,
         kind=detector.kind,
         config=dataclasses.asdict(detector.config),
         seed=detector.seed,
         image_size=needs.image_size,
-        device="cuda" if detector.runtime.device.startswith("cuda") else "cpu",
-        precision=detector.runtime.precision,
+        device="cuda" if on_gpu else "cpu",
+        precision="float32" if detector.compiles and not on_gpu else detector.runtime.precision,
         backbone=backbone,
         standard=standard,
     )

@@ -116,7 +116,7 @@ class Model:
 
         Args:
             folder: where it was saved.
-            threads: CPU threads of the backbone's engine; None for all.
+            threads: CPU threads of the backbone's engine and of compiled networks; None for all.
             engines: where models that use the same backbone in the same way share one engine; it decides the threads.
 
         Raises:
@@ -335,7 +335,8 @@ def _load_part(folder: Path, member: Member, tensors: dict[str, torch.Tensor], e
         config = algorithm.Config(**member.config)
         detector = algorithm(config, seed=member.seed, runtime=Runtime(member.device, member.precision))
         detector.load_tensors(tensors)
-        detector.compile(threads=engines.threads, streams=engines.streams)
+        if member.precision == "float32":  # what was evaluated in bfloat16, before networks were compiled, stays so
+            detector.compile(threads=engines.threads, streams=engines.streams)
     except (TypeError, KeyError, UsageError, RuntimeError) as error:
         raise ArtifactError(
             f"the saved model {str(folder)!r} does not fit {member.algorithm} of this autoad ({error})"

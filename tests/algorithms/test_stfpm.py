@@ -242,7 +242,7 @@ def test_the_next_process_scores_without_timm_and_the_same(normal: Inputs, tmp_p
     kept = {name: tensor.clone() for name, tensor in detector.tensors().items()}
     once = STFPM(STFPMConfig(image_size=64))
     once.load_tensors(kept)
-    once.compile()  # keeps the program
+    once.compile()  # keeps what was compiled
     asked = normal[8:12]
     given = {"features": asked.features, "images": asked.images, "tensors": kept}
     torch.save(given | {"scores": detector.predict(asked).scores}, tmp_path / "given.pt")

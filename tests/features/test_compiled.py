@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import re
 import subprocess
 import sys
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from autoad.errors import UsageError
 from autoad.features.compiled import CompiledNetwork, compile_network
@@ -109,6 +115,49 @@ def test_inputs_of_another_shape_are_refused() -> None:
     network = compiled(network_of(0))
     with pytest.raises(UsageError, match=r"inputs must be of the shapes .*\(1, 8, 9, 3\).* but got .*\(2, 8, 9, 3\)"):
         network(torch.zeros(2, 8, 9, 3, dtype=torch.uint8), EXAMPLES[1])
+
+
+def test_nothing_of_what_was_asked_is_kept() -> None:
+    network = compiled(network_of(0))
+    features = np.zeros((1, 8, 9, 4), np.float32)
+    gone = weakref.ref(features)
+    network(EXAMPLES[0], torch.from_numpy(features))
+    del features
+    assert gone() is None
+
+
+def test_networks_that_were_compiled_leave_no_memory_behind() -> None:
+    def create() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(256, 512, 3), nn.BatchNorm2d(512), nn.Conv2d(512, 256, 3)).eval()
+
+    def used() -> float:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
+        assert found is not None
+        return int(found[1]) / 2**10
+
+    def compile_one(number: int) -> float:
+        network = create()
+        weights = network.state_dict()
+        compile_network(lambda: network, [torch.zeros(1, 256, 8, 8)], weights, threads=1, number=number)
+        return sum(tensor.nbytes for tensor in weights.values()) / 2**20
+
+    sizes = []
+    for number in range(5):
+        megabytes = compile_one(number)
+        sizes.append(used())
+    assert megabytes > 8
+    assert sizes[-1] - sizes[1] < megabytes  # of three networks
+
+
+def test_what_openvino_cannot_run_is_left_to_torch(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.cosine_similarity(x, 2 * x, dim=1)
+
+    assert compile_network(Odd, [torch.zeros(1, 4, 8)], {}, detector="odd") is None
+    assert "OpenVINO cannot run a network of {'detector': 'odd'}, torch does" in caplog.text
 
 
 def test_without_openvino_there_is_none() -> None:
