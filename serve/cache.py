@@ -150,7 +150,7 @@ class ModelCache:
     def _read(self, key: ModelKey) -> tuple[Model, int]:
         folder = self._opener.open(key.name, key.version, key.project)
         model, size = Model.load(folder, engines=self._engines), (folder / "model.safetensors").stat().st_size
-        return model, 2 * size if any(part.detector.compiles for part in model.parts) else size
+        return model, 2 * size if model.compiles else size
 
     def _shrink(self, keep: ModelKey | None = None) -> None:
         total = self.size

@@ -134,6 +134,11 @@ class Model:
         """The model's name."""
         return self.manifest.name
 
+    @property
+    def compiles(self) -> bool:
+        """Whether a part has networks that are compiled, which take as much memory as its tensors once more."""
+        return any(part.detector.compiles for part in self.parts)
+
     def with_manifest(self, manifest: Manifest) -> Self:
         """The same detectors under another manifest (another calibration)."""
         return type(self)(manifest, self.parts)

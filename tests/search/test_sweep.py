@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from autoad.algorithms import Inputs, Runtime, get_algorithm
+from autoad.algorithms.stfpm import STFPM
 from autoad.data import Picture, assign_roles, load_mask, read_dataset
 from autoad.errors import TrialError, TrialMemoryError
 from autoad.evaluation import compute_metrics
@@ -89,6 +90,31 @@ def test_the_best_combination_is_the_best_of_as_many_trials(task: TrialTask, obj
     assert same.validation.model_dump() == pytest.approx(report.validation.model_dump())
     assert same.swept == {}
     assert same.variants == 1
+
+
+def test_latency_is_that_of_compiled_networks_each_structure_compiled_once(
+    task: TrialTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, compiled, compile_it = TrialWorker(task), [], STFPM.compile
+
+    def count(self: STFPM, **options: Any) -> None:
+        compiled.append((self.config.image_size, options))
+        compile_it(self, **options)
+        measure, network = self.measure, self._compiled
+        assert network is not None
+
+        def slower(*given: Any) -> Any:
+            time.sleep(0.3)
+            return measure(*given)
+
+        monkeypatch.setattr(self, "measure", slower)
+
+    monkeypatch.setattr(STFPM, "compile", count)
+    for config in ({"image_size": 64}, {"image_size": 64, "lr": 0.1}, {"image_size": 96}):
+        report = list(worker.run("stfpm", config))[-1]
+        assert report.latency_ms is not None
+        assert 300 < report.latency_ms < 600
+    assert compiled == [(64, {"threads": 1}), (96, {"threads": 1})]
 
 
 def test_it_repeats(worker: TrialWorker) -> None:

@@ -22,6 +22,7 @@ class Loaded:
     """What stands for a model here."""
 
     folder: Path
+    compiles: bool = False
 
 
 class Store:
@@ -51,7 +52,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
         @staticmethod
         def load(folder: Path, *, engines: EnginePool) -> Loaded:
             assert isinstance(engines, EnginePool)
-            return Loaded(folder)
+            return Loaded(folder, compiles=folder.name == "7")
 
     monkeypatch.setattr(module, "Model", FakeModel)
     return Store(tmp_path)
@@ -197,3 +198,16 @@ def test_a_load_that_fails_after_all_have_gone_is_no_complaint(store: Store) -> 
 
     asyncio.run(main())
     assert complaints == []
+
+
+def test_compiled_networks_count_as_much_as_the_tensors(store: Store) -> None:
+    async def main() -> None:
+        cache, _ = make(store, 3)
+        await cache.load(key(7))
+        assert cache.size == 2 * SIZE
+        await cache.load(key(1))
+        assert cache.keys == [key(7), key(1)]
+        await cache.load(key(2))
+        assert cache.keys == [key(1), key(2)]
+
+    asyncio.run(main())
