@@ -7,11 +7,11 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 from torch.nn import functional
 
-from autoad.algorithms._bank import Bank, _largest, multiplies_int8
+from autoad.algorithms._bank import Bank, _largest, multiplies_int8, sums_int8
 from autoad.algorithms._base import Runtime
 from autoad.algorithms.patchcore import PatchCore
 
-in_int8 = pytest.mark.skipif(not multiplies_int8(), reason="the CPU has no instructions for int8, so nothing uses it")
+in_int8 = pytest.mark.skipif(not sums_int8(), reason="the CPU has no instructions for int8, so nothing uses it")
 either = pytest.mark.parametrize("int8", [False, pytest.param(True, marks=in_int8)])
 
 
@@ -135,14 +135,17 @@ def test_only_a_cpu_that_sums_int8_exactly_is_trusted(monkeypatch: pytest.Monkey
         pairs = products.unflatten(2, (-1, 2)).sum(3).clamp(-(2**15), 2**15 - 1)
         return pairs.sum(2) - 128 * b.int().sum(0)
 
-    ask = multiplies_int8.__wrapped__
+    monkeypatch.setattr("autoad.algorithms._bank.sums_int8", sums_int8.__wrapped__)
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: a.int() @ b.int())
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": True})
-    assert not ask()
+    assert not multiplies_int8()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx_vnni": True})
-    assert ask()
+    assert multiplies_int8()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True, "amx_int8": True})
+    assert not multiplies_int8(), "torch is slower there"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
     monkeypatch.setattr(torch, "_int_mm", saturating)
-    assert not ask()
+    assert not multiplies_int8()
 
 
 def test_patchcore_searches_in_int8_on_such_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
