@@ -1,8 +1,8 @@
 """What a detector has learnt as a network, compiled for scoring one picture at a time.
 
-torch's eager kernels serve training. For a single picture OpenVINO is up to twice as fast: it merges batch normalisation
-and activations into the convolutions before them, and brings the weights into the order that its kernels read once
-instead of with every picture.
+torch's eager kernels serve training. For a single picture OpenVINO is up to twice as fast: it merges batch
+normalisation and activations into the convolutions before them, and brings the weights into the order that its kernels
+read once instead of with every picture.
 """
 
 from __future__ import annotations
