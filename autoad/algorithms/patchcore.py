@@ -213,13 +213,10 @@ class PatchCore(Detector):
         # The farthest points are copied to be compared; a few columns of numbers go with each point.
         choosing = 4 * (total * compared * 3 // 2 + size * compared) + 24 * total
         bank, blocks = bank_bytes(size, channels, height * width, int8=self._int8)
+        searching = blocks + min(scored, _PICTURES) * embedding
         return Footprint(
             fit=SCRATCH + max(choosing, 2 * bank) + min(train, _SAMPLE) * embedding,
-            predict=SCRATCH
-            + bank
-            + blocks
-            + min(scored, _PICTURES) * embedding
-            + finishing_bytes(scored, self.needs.image_size),
+            predict=SCRATCH + bank + max(searching, finishing_bytes(scored, self.needs.image_size)),
         )
 
     def tensors(self) -> dict[str, Tensor]:

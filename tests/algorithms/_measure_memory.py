@@ -1,6 +1,8 @@
 """Measures how much anonymous memory detectors add to a process: cases on stdin, a line of JSON for each on stdout.
 
-Each case runs in a forked child, so that none finds memory that another has left behind.
+Each case runs in a forked child, so that none finds memory that another has left behind. To be run with
+``MALLOC_MMAP_THRESHOLD_`` set: tensors in mappings of their own are given back whole, whereas the heap may hold many
+times what is in use, depending on where its free pieces happen to lie.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,13 @@ def measure(cases: list[Case]) -> list[dict[str, float]]:
     """MiB that fitting and predicting took, and were said to take."""
     script = Path(__file__).with_name("_measure_memory.py")
     done = subprocess.run(
-        [sys.executable, str(script)], input=json.dumps(cases), capture_output=True, text=True, check=True, timeout=600
+        [sys.executable, str(script)],
+        input=json.dumps(cases),
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(64 << 10)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=600,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(lines) == len(cases)
@@ -67,8 +74,7 @@ def test_every_algorithm_is_measured_at_two_sizes() -> None:
 @pytest.mark.parametrize("what", ["fit", "predict"])
 def test_what_is_predicted_is_what_is_taken(case: Case, what: str, measured: Measured) -> None:
     found = measured[json.dumps(case)]
-    # One measurement may be too small, where memory that is free in the heap is taken again unseen, or too large, where
-    # freed memory cannot be used again or the kernel takes pages of mapped files back: by as much as a factor of two.
+    # One measurement may be too large: while it lasts, the kernel may take pages of mapped files back.
     while not _near(found, what) and len(found) < _TIMES:
         found += measure([case])
     assert all(one["inputs"] > 0 for one in found)

@@ -104,21 +104,24 @@ class Reply:
 
 
 class Load:
-    """Threads of one client that score pictures over and over, with three retries, until the context ends.
+    """Threads of one client that score pictures over and over until the context ends.
 
     Args:
         deployment: whom they ask.
         model: name.
         pictures: encoded.
         clients: how many at once.
+        retries: of each request.
     """
 
-    def __init__(self, deployment: Deployment, model: str, pictures: Sequence[bytes], *, clients: int = 8) -> None:
+    def __init__(
+        self, deployment: Deployment, model: str, pictures: Sequence[bytes], *, clients: int = 8, retries: int = 3
+    ) -> None:
         self._model = model
         self._pictures = pictures
         self._stop = threading.Event()
         self.replies: list[Reply] = []
-        self._client = deployment.connect(retries=3, timeout=30)
+        self._client = deployment.connect(retries=retries, timeout=30)
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
 
     def __enter__(self) -> Load:
