@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Bank", "bank_bytes", "multiplies_int8", "sums_int8"]
+__all__ = ["Bank", "bank_bytes", "multiplies_int8", "packs_int8"]
 
 _BLOCK = (1024, 4096)
 """Vectors and entries compared at a time in float32."""
@@ -32,6 +33,9 @@ _PROSPECTS = 16
 """Entries for each vector, on average, that may be compared exactly: beyond, float32 is faster."""
 
 _LARGEST = 127
+_EXACT = 2**24
+"""Up to it every whole number is a float32."""
+
 _ALIGNED = 32
 """Columns of the rounded bank are a multiple of it: kernels like whole registers."""
 
@@ -39,24 +43,45 @@ _ERROR = 2.0**-20
 """More than what float32 loses in a distance, as a share of it and of the lengths of both vectors."""
 
 
-def multiplies_int8() -> bool:
-    """Whether torch multiplies int8 numbers faster than float32 ones on this CPU, and without saturation.
-
-    With AMX it does not: the kernel that oneDNN chooses then takes as long as float32's, and three times as long as the
-    one for VNNI does on the same CPU.
-    """
-    return sums_int8() and not torch.cpu.get_capabilities().get("amx_int8")
-
-
 @functools.cache
-def sums_int8() -> bool:
+def multiplies_int8() -> bool:
     """Whether this CPU has instructions for products of int8 numbers, and torch sums them without saturation."""
     able = torch.cpu.get_capabilities()
     if not any(able.get(name) for name in ("avx512_vnni", "avx_vnni")):
         return False
     extreme = torch.full((_GROUP, 256), _LARGEST, dtype=torch.int8)
     extreme[1::2] *= -1
-    return torch.equal(torch._int_mm(extreme, extreme.T), extreme.int() @ extreme.int().T)
+    exact = extreme.int() @ extreme.int().T
+    if packs_int8() and not torch.equal(_packed_product(extreme, _pack(extreme)), exact.float()):
+        return False
+    return torch.equal(torch._int_mm(extreme, extreme.T), exact)
+
+
+@functools.cache
+def packs_int8() -> bool:
+    """Whether oneDNN has AMX for products of int8 numbers: only if one side is packed is that faster than float32.
+
+    Without AMX products with a packed side are computed by a reference implementation, thousands of times as slowly.
+    """
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
+    able = torch.cpu.get_capabilities().get("amx_int8", False) and torch.cpu._init_amx()
+    return able and (allowed in ("ALL", "DEFAULT") or "AMX" in allowed)
+
+
+def _pack(entries: Tensor) -> Tensor:
+    """``[M, C]`` int8 in oneDNN's order."""
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(entries, None)
+    return packed
+
+
+def _packed_product(vectors: Tensor, packed: Tensor) -> Tensor:
+    """``[P, M]`` float32 of ``[P, C]`` int8 and packed ``[M, C]``: summed in int32, so exact up to ``_EXACT``."""
+    scales = torch.ones(packed.shape[1])
+    zeros = torch.zeros(packed.shape[1], dtype=torch.int32)
+    product: Tensor = torch.ops.onednn.qlinear_pointwise(
+        vectors, 1.0, 0, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return product
 
 
 class Bank:
@@ -188,9 +213,11 @@ class _Rounded:
     """
 
     def __init__(self, entries: Tensor) -> None:
+        self._packed: dict[tuple[int, int], Tensor] = {}
         self._scale = max(float(entries.abs().max()) / _LARGEST, 1e-30)
         rounded, moved, squares = self._round(entries)
         self._moved = float(moved.max())
+        self._largest = float(squares.max())
         # The half is remainder + 127 * (sum of the others), and a query has 1 and then 127s beside them.
         half = squares.long() // 2
         rest = half // _LARGEST
@@ -212,24 +239,24 @@ class _Rounded:
             stop: entry after the last.
 
         Returns:
-            Numbers of the vectors ``[K]`` and of the entries ``[K]``, or None when they would be too many.
+            Numbers of the vectors ``[K]`` and of the entries ``[K]``, or None when they would be too many, or products
+            too large.
         """
         count, width = vectors.shape
         rounded, moved, squares = self._round(vectors)
+        if packs_int8() and float(squares.max() * self._largest) ** 0.5 + self._largest / 2 >= _EXACT:
+            return None
         moved += self._moved
         queries = rounded.new_zeros(count, self._lookup.shape[1])
         queries[:, :width] = rounded
         queries[:, width] = 1
         queries[:, width + 1 : self._width] = _LARGEST
-        lookup = self._lookup[start:stop]
-        if len(lookup) % _GROUP:  # the last entry once more, until the last group is full
-            lookup = torch.cat([lookup, lookup[-1:].expand(-len(lookup) % _GROUP, -1)])
-        similarity = torch._int_mm(queries, lookup.T).view(count, -1, _GROUP)
+        similarity = self._products(queries, start, stop).view(count, -1, _GROUP)
         best = similarity.amax(2)
         # The nearest lies no farther than the most similar can, and what can lie so near has at least the limit.
         farthest = (squares - 2 * best.amax(1) + 1).sqrt_().mul_(self._scale).add_(moved)
         reach = (torch.minimum(farthest, known.double()) + moved) * ((1 + _ERROR) / self._scale)
-        limit = ((squares - reach.square_()) / 2).floor_().clamp_(min=torch.iinfo(torch.int32).min).int()
+        limit = ((squares - reach.square_()) / 2).floor_().clamp_(min=torch.iinfo(torch.int32).min).to(best.dtype)
         rows, groups = (best >= limit[:, None]).nonzero(as_tuple=True)
         if len(groups) > _PROSPECTS * count:
             return None
@@ -238,6 +265,22 @@ class _Rounded:
         if len(chosen) > _PROSPECTS * count:
             return None
         return rows[chosen], (groups[chosen] * _GROUP + places).add_(start).clamp_(max=stop - 1)
+
+    def _products(self, queries: Tensor, start: int, stop: int) -> Tensor:
+        """``[P, N]`` of ``[P, C]`` and entries ``start`` to ``stop``, the last once more until a group is full."""
+        part = self._packed.get((start, stop))
+        if part is not None:
+            return _packed_product(queries, part)
+        lookup = self._lookup[start:stop]
+        if len(lookup) % _GROUP:
+            lookup = torch.cat([lookup, lookup[-1:].expand(-len(lookup) % _GROUP, -1)])
+        if not packs_int8():
+            return torch._int_mm(queries, lookup.T)
+        part = _pack(lookup)
+        # Parts that overlap are of another division, so that all of them are no larger than the bank.
+        kept = {(one, end): packed for (one, end), packed in self._packed.items() if end <= start or stop <= one}
+        self._packed = kept | {(start, stop): part}
+        return _packed_product(queries, part)
 
     def _round(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Whole numbers ``[P, C]`` int8, by how much at most that moves each vector, and their squared lengths."""
@@ -252,6 +295,6 @@ def bank_bytes(size: int, width: int, vectors: int, *, int8: bool) -> tuple[int,
     """Bytes of a bank of ``size`` entries of ``width`` numbers, and of a search for that many vectors' nearest."""
     kept, searched = 4 * size * (width + 1), 4 * min(vectors, _BLOCK[0]) * min(size, _BLOCK[1])
     if int8 and size >= _WORTHWHILE:
-        kept += size * (width + _ALIGNED)
+        kept += size * (width + _ALIGNED) * (2 if packs_int8() else 1)
         searched += 4 * min(vectors * size, max(size, _SIMILARITIES)) * (_GROUP + 1) // _GROUP
     return kept, searched

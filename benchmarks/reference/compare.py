@@ -10,7 +10,7 @@ Every measurement is a line of ``--results`` as soon as it is made, and those th
 a run that was cut off goes on, and tables are made of what is there. Phases:
 
 - ``time``: fit from files (cold feature store), an epoch, predict at batch 1 and 16, peak memory; on the first folder,
-  or on all with ``--time-all``. At most 60 training and 40 test pictures.
+  or on all with ``--time-all``. At most 60 training (``--train``) and 40 test pictures.
 - ``start``: a new process that loads a model and scores one picture.
 - ``coreset``: both coreset samplings on the same real features.
 - ``many``: 60 configurations of the frozen-backbone algorithms, one after the other.
@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--train", type=int, default=60, help="training pictures, at most, of what is timed")
     parser.add_argument("--time-all", action="store_true")
     parser.add_argument("--quick", action="store_true", help="few pictures and rounds, three algorithms")
     asked = parser.parse_args()
@@ -159,7 +160,7 @@ def main() -> None:
         sources = asked.data or [scratch / "demo"]
         if not asked.data:
             write_demo_dataset(sources[0])
-        train, test = (24, 16) if asked.quick else (60, 40)
+        train, test = (24, 16) if asked.quick else (asked.train, 40)
         timed = [prepare(source, scratch / f"timed-{i}", SIZE, train, test) for i, source in enumerate(sources)]
         bench = Bench(asked.anomalib, asked.threads, scratch, write_weights(scratch / "weights"))
         tasks = [task for task in TASKS if not asked.only or task.name in asked.only]
@@ -182,7 +183,7 @@ def main() -> None:
         if "judge" in asked.phase:
             for number, source in enumerate(sources):
                 whole = prepare(source, scratch / f"whole-{number}", SIZE, train if asked.quick else None, None)
-                part = prepare(source, scratch / f"part-{number}", SIZE, train, 100)
+                part = prepare(source, scratch / f"part-{number}", SIZE, 24 if asked.quick else 60, 100)
                 for task in tasks:
                     if task.judged is not None and not (asked.quick and task.epochs):
                         folder = whole if task.judged == "whole" else part

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +9,24 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 from torch.nn import functional
 
-from autoad.algorithms._bank import Bank, _largest, multiplies_int8, sums_int8
+from autoad.algorithms._bank import Bank, _largest, multiplies_int8, packs_int8
 from autoad.algorithms._base import Runtime
 from autoad.algorithms.patchcore import PatchCore
 
-in_int8 = pytest.mark.skipif(not sums_int8(), reason="the CPU has no instructions for int8, so nothing uses it")
-either = pytest.mark.parametrize("int8", [False, pytest.param(True, marks=in_int8)])
+able = pytest.mark.skipif(not multiplies_int8(), reason="the CPU has no instructions for int8, so nothing uses it")
+amx = pytest.mark.skipif(not packs_int8(), reason="the CPU has no AMX, so nothing is packed")
+either = pytest.mark.parametrize("int8", [False, pytest.param(True, marks=able)])
+
+
+def in_int8(test: Callable[..., None]) -> Callable[..., None]:
+    """Decorates what searches in int8, with packed banks and without."""
+    return able(pytest.mark.usefixtures("packed")(test))
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=amx)])
+def packed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr("autoad.algorithms._bank.packs_int8", lambda: request.param)
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +78,34 @@ def test_both_ways_answer_the_same(lite0: Tensor) -> None:
     ):
         assert torch.equal(found[0], expected[0])
         assert torch.equal(found[1], expected[1])
+
+
+@in_int8
+def test_parts_of_another_division_are_not_kept(lite0: Tensor, packed: bool) -> None:
+    """Packed, all parts together are as large as the bank; unpacked, none is kept."""
+    bank, vectors = Bank(lite0[1::4], int8=True), lite0[:50]
+    plain = Bank(lite0[1::4], int8=False)
+    for sizes, parts in (
+        ([500, 1280], [(0, 500), (500, 1280)]),
+        ([700], [(0, 700)]),
+        ([300, 800], [(0, 300), (300, 800)]),
+    ):
+        for (_, *found), (_, *expected) in zip(
+            bank.nearest(vectors, sizes), plain.nearest(vectors, sizes), strict=True
+        ):
+            assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+        assert sorted(bank._rounded._packed) == (parts if packed else [])
+
+
+@in_int8
+def test_products_too_large_for_float32_are_left_to_it(
+    lite0: Tensor, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoad.algorithms._bank._EXACT", 100)
+    bank, vectors = Bank(lite0[1::4], int8=True), lite0[:50]
+    pairs = bank._rounded.prospects(vectors, torch.full((50,), torch.inf), 0, len(bank))
+    assert (pairs is None) is packed
+    check(bank, vectors, *only(bank, vectors))
 
 
 @in_int8
@@ -128,24 +170,49 @@ def test_small_banks_are_searched_in_float32(lite0: Tensor, monkeypatch: pytest.
     assert Bank(lite0[:399], int8=True)._rounded is None
 
 
-def test_only_a_cpu_that_sums_int8_exactly_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    def saturating(a: Tensor, b: Tensor) -> Tensor:
-        """As by instructions that add two products, of unsigned with signed numbers, in 16 bits."""
-        products = (a.int()[:, None] + 128) * b.int().T
-        pairs = products.unflatten(2, (-1, 2)).sum(3).clamp(-(2**15), 2**15 - 1)
-        return pairs.sum(2) - 128 * b.int().sum(0)
+def capable(monkeypatch: pytest.MonkeyPatch, *names: str, permitted: bool = True) -> tuple[bool, bool]:
+    """Whether a CPU with some instructions multiplies int8 numbers, and whether packed ones."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, True))
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: permitted)
+    packs = packs_int8.__wrapped__
+    monkeypatch.setattr("autoad.algorithms._bank.packs_int8", packs)
+    return multiplies_int8.__wrapped__(), packs()
 
-    monkeypatch.setattr("autoad.algorithms._bank.sums_int8", sums_int8.__wrapped__)
-    monkeypatch.setattr(torch, "_int_mm", lambda a, b: a.int() @ b.int())
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": True})
-    assert not multiplies_int8()
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx_vnni": True})
-    assert multiplies_int8()
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True, "amx_int8": True})
-    assert not multiplies_int8(), "torch is slower there"
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
+
+def exact(a: Tensor, b: Tensor) -> Tensor:
+    return a.int() @ b.int()
+
+
+def saturating(a: Tensor, b: Tensor) -> Tensor:
+    """As by instructions that add two products, of unsigned with signed numbers, in 16 bits."""
+    products = (a.int()[:, None] + 128) * b.int().T
+    pairs = products.unflatten(2, (-1, 2)).sum(3).clamp(-(2**15), 2**15 - 1)
+    return pairs.sum(2) - 128 * b.int().sum(0)
+
+
+def test_only_a_cpu_that_sums_int8_exactly_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(torch, "_int_mm", exact)
+    monkeypatch.setattr("autoad.algorithms._bank._pack", lambda entries: entries)
+    monkeypatch.setattr("autoad.algorithms._bank._packed_product", lambda a, b: exact(a, b.T).float())
+    assert capable(monkeypatch, "avx2", "avx512_bf16") == (False, False)
+    assert capable(monkeypatch, "avx_vnni") == (True, False)
+    assert capable(monkeypatch, "avx512_vnni", "amx_int8") == (True, True)
+    monkeypatch.setattr("autoad.algorithms._bank._packed_product", lambda a, b: saturating(a, b.T).float())
+    assert capable(monkeypatch, "avx512_vnni", "amx_int8") == (False, True)
     monkeypatch.setattr(torch, "_int_mm", saturating)
-    assert not multiplies_int8()
+    assert capable(monkeypatch, "avx512_vnni") == (False, False)
+
+
+def test_nothing_is_packed_where_onednn_cannot_use_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reference implementation would take seconds for a picture."""
+    monkeypatch.setattr(torch, "_int_mm", exact)
+    names = ("avx512_vnni", "amx_int8")
+    assert capable(monkeypatch, *names, permitted=False) == (True, False)
+    for limit, packs in (("avx512_core_vnni", False), ("AVX512_CORE_AMX", True), ("default", True), ("AVX2", False)):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        capable(monkeypatch, *names)
+        assert packs_int8.__wrapped__() is packs
 
 
 def test_patchcore_searches_in_int8_on_such_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:

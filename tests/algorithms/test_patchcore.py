@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoad.algorithms import Inputs
-from autoad.algorithms._bank import sums_int8
+from autoad.algorithms._bank import multiplies_int8
 from autoad.algorithms._coreset import greedy_coreset
 from autoad.algorithms.patchcore import PatchCore, PatchCoreConfig
 from autoad.errors import TrialError, UsageError
@@ -183,7 +183,7 @@ def test_several_banks_cost_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compared == [24 * 96, 24 * 96]
 
 
-@pytest.mark.skipif(not sums_int8(), reason="the CPU has no instructions for int8, so nothing uses it")
+@pytest.mark.skipif(not multiplies_int8(), reason="the CPU has no instructions for int8, so nothing uses it")
 def test_searching_in_int8_first_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autoad.algorithms.patchcore.multiplies_int8", lambda: True)
     monkeypatch.setattr("autoad.algorithms._bank._WORTHWHILE", 1)
