@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 import torch
@@ -45,27 +45,37 @@ _ERROR = 2.0**-20
 
 @functools.cache
 def multiplies_int8() -> bool:
-    """Whether this CPU has instructions for products of int8 numbers, and torch sums them without saturation."""
+    """Whether torch multiplies int8 numbers faster than float32 ones on this CPU, and without saturation."""
     able = torch.cpu.get_capabilities()
     if not any(able.get(name) for name in ("avx512_vnni", "avx_vnni")):
         return False
-    extreme = torch.full((_GROUP, 256), _LARGEST, dtype=torch.int8)
-    extreme[1::2] *= -1
-    exact = extreme.int() @ extreme.int().T
-    if packs_int8() and not torch.equal(_packed_product(extreme, _pack(extreme)), exact.float()):
-        return False
-    return torch.equal(torch._int_mm(extreme, extreme.T), exact)
+    return packs_int8() if _has_amx() else _is_exact(lambda vectors, entries: torch._int_mm(vectors, entries.T))
 
 
 @functools.cache
 def packs_int8() -> bool:
-    """Whether oneDNN has AMX for products of int8 numbers: only if one side is packed is that faster than float32.
+    """Whether they are faster only if the bank is in oneDNN's order, which is so with AMX.
 
-    Without AMX products with a packed side are computed by a reference implementation, thousands of times as slowly.
+    Without AMX products with a packed bank are computed by a reference implementation, hundreds of times as slowly.
     """
+    try:
+        return _has_amx() and _is_exact(lambda vectors, entries: _packed_product(vectors, _pack(entries)))
+    except (AttributeError, TypeError, RuntimeError):  # operators of torch's own, which may be otherwise in another one
+        return False
+
+
+def _has_amx() -> bool:
+    """Whether the CPU, the kernel and the environment let oneDNN use AMX for int8."""
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
     able = torch.cpu.get_capabilities().get("amx_int8", False) and torch.cpu._init_amx()
     return able and (allowed in ("ALL", "DEFAULT") or "AMX" in allowed)
+
+
+def _is_exact(multiply: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Whether products ``[P, M]`` of vectors and entries are exact where sums are largest."""
+    extreme = torch.full((_GROUP, 256), _LARGEST, dtype=torch.int8)
+    extreme[1::2] *= -1
+    return torch.equal(multiply(extreme, extreme).int(), extreme.int() @ extreme.int().T)
 
 
 def _pack(entries: Tensor) -> Tensor:

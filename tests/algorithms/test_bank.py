@@ -179,6 +179,13 @@ def capable(monkeypatch: pytest.MonkeyPatch, *names: str, permitted: bool = True
     return multiplies_int8.__wrapped__(), packs()
 
 
+def products(monkeypatch: pytest.MonkeyPatch, multiply: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Both kinds of products are computed by something else."""
+    monkeypatch.setattr(torch, "_int_mm", multiply)
+    monkeypatch.setattr("autoad.algorithms._bank._pack", lambda entries: entries)
+    monkeypatch.setattr("autoad.algorithms._bank._packed_product", lambda a, b: multiply(a, b.T).float())
+
+
 def exact(a: Tensor, b: Tensor) -> Tensor:
     return a.int() @ b.int()
 
@@ -190,29 +197,38 @@ def saturating(a: Tensor, b: Tensor) -> Tensor:
     return pairs.sum(2) - 128 * b.int().sum(0)
 
 
+def missing(a: Tensor, b: Tensor) -> Tensor:
+    raise AttributeError("'_OpNamespace' 'onednn' object has no attribute 'qlinear_pointwise'")
+
+
+AMX = ("avx512_vnni", "amx_int8")
+
+
 def test_only_a_cpu_that_sums_int8_exactly_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    monkeypatch.setattr(torch, "_int_mm", exact)
-    monkeypatch.setattr("autoad.algorithms._bank._pack", lambda entries: entries)
-    monkeypatch.setattr("autoad.algorithms._bank._packed_product", lambda a, b: exact(a, b.T).float())
+    products(monkeypatch, exact)
     assert capable(monkeypatch, "avx2", "avx512_bf16") == (False, False)
     assert capable(monkeypatch, "avx_vnni") == (True, False)
-    assert capable(monkeypatch, "avx512_vnni", "amx_int8") == (True, True)
-    monkeypatch.setattr("autoad.algorithms._bank._packed_product", lambda a, b: saturating(a, b.T).float())
-    assert capable(monkeypatch, "avx512_vnni", "amx_int8") == (False, True)
-    monkeypatch.setattr(torch, "_int_mm", saturating)
+    assert capable(monkeypatch, *AMX) == (True, True)
+    products(monkeypatch, saturating)
     assert capable(monkeypatch, "avx512_vnni") == (False, False)
+    assert capable(monkeypatch, *AMX) == (False, False)
+
+
+def test_with_another_torch_that_packs_nothing_float32_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    products(monkeypatch, missing)
+    assert capable(monkeypatch, *AMX) == (False, False)
 
 
 def test_nothing_is_packed_where_onednn_cannot_use_amx(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its reference implementation would take seconds for a picture."""
-    monkeypatch.setattr(torch, "_int_mm", exact)
-    names = ("avx512_vnni", "amx_int8")
-    assert capable(monkeypatch, *names, permitted=False) == (True, False)
+    products(monkeypatch, exact)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    assert capable(monkeypatch, *AMX, permitted=False) == (True, False)
     for limit, packs in (("avx512_core_vnni", False), ("AVX512_CORE_AMX", True), ("default", True), ("AVX2", False)):
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-        capable(monkeypatch, *names)
-        assert packs_int8.__wrapped__() is packs
+        assert capable(monkeypatch, *AMX) == (True, packs)
 
 
 def test_patchcore_searches_in_int8_on_such_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
