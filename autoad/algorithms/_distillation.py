@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autoad.algorithms._base import Inputs, Prediction, Progress
 from autoad.algorithms._maps import enlarge, gaussian_blur, smooth_prediction
+from autoad.algorithms.optimizers import Optimizer
 from autoad.errors import TrialError
 
 __all__ = [
@@ -66,7 +67,7 @@ class Student:
 
     def learn(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         loss_of: Loss,
         *,
         pictures: int,
@@ -98,7 +99,7 @@ class Student:
                 value = loss.item()
                 if not math.isfinite(value):
                     raise TrialError(f"training diverged: the loss is {value} in epoch {epoch}; lower lr")
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 total += value

@@ -16,6 +16,7 @@ from autoad.algorithms._base import Detector, Footprint, Inputs, Kind, Needs, Pr
 from autoad.algorithms._maps import enlarge, smooth_prediction
 from autoad.algorithms._memory import SCRATCH, feature_bytes, finishing_bytes, training_bytes, weight_bytes
 from autoad.algorithms._values import BUNDLED_BACKBONE, check_stages, fitted, require
+from autoad.algorithms.optimizers import Adam
 from autoad.errors import TrialError
 
 __all__ = ["CFlow", "CFlowConfig"]
@@ -340,7 +341,7 @@ class _Training:
         self._flow = flow
         self._fibers = _fibers(features)
         self._batch = config.fiber_batch_size
-        self._optimizer = torch.optim.Adam(flow.parameters(), lr=config.lr, fused=True)
+        self._optimizer = Adam(flow.parameters(), config.lr)
         self._parts = _parts(len(self._fibers), generator)
         height, width = features.shape[-2:]
         device = flow.mean.device

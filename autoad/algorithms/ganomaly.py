@@ -15,6 +15,7 @@ from torch.nn import functional
 from autoad.algorithms._base import Detector, Footprint, Inputs, Kind, Needs, Prediction, Progress, Runtime, Shapes
 from autoad.algorithms._memory import SCRATCH, training_bytes, weight_bytes
 from autoad.algorithms._values import fitted, require
+from autoad.algorithms.optimizers import Adam
 from autoad.errors import TrialError
 from autoad.features.compiled import CompiledNetwork, compile_network
 
@@ -217,8 +218,8 @@ class _Step:
         self._generator_weights = list(generator.parameters())
         self._discriminator_weights = list(discriminator.parameters())
         betas = (config.beta1, config.beta2)
-        self._generator_optimizer = torch.optim.Adam(self._generator_weights, config.lr, betas, fused=True)
-        self._discriminator_optimizer = torch.optim.Adam(self._discriminator_weights, config.lr, betas, fused=True)
+        self._generator_optimizer = Adam(self._generator_weights, config.lr, betas)
+        self._discriminator_optimizer = Adam(self._discriminator_weights, config.lr, betas)
 
     def __call__(self, pixels: Tensor, runtime: Runtime) -> Tensor:
         """Train on pictures ``[B, 3, size, size]``; both networks' losses, added."""

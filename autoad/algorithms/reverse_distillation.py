@@ -25,6 +25,7 @@ from autoad.algorithms._distillation import (
 )
 from autoad.algorithms._memory import SCRATCH, feature_bytes, finishing_bytes, training_bytes, weight_bytes
 from autoad.algorithms._values import BUNDLED_BACKBONE, feature_map, fitted, require
+from autoad.algorithms.optimizers import Adam
 from autoad.features.backbones import feature_shapes
 from autoad.features.compiled import CompiledNetwork, compile_network
 
@@ -239,7 +240,7 @@ class ReverseDistillation(Detector):
         with seeded(self.seed):
             network = self._create([train.features[stage].shape[1] for stage in STAGES])
         self._student, self._compiled = Student(network), None
-        optimizer = torch.optim.Adam(network.parameters(), config.lr, (config.beta1, config.beta2))
+        optimizer = Adam(network.parameters(), config.lr, (config.beta1, config.beta2))
 
         def loss_of(network: nn.Module, indices: Tensor) -> Tensor:
             pairs = zip(*self._pairs(network, train[indices]), strict=True)

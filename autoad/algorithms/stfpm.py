@@ -24,6 +24,7 @@ from autoad.algorithms._distillation import (
 )
 from autoad.algorithms._memory import SCRATCH, feature_bytes, finishing_bytes, training_bytes, weight_bytes
 from autoad.algorithms._values import BUNDLED_BACKBONE, feature_map, fitted, require
+from autoad.algorithms.optimizers import SGD
 from autoad.features.backbones import create_backbone, feature_shapes
 from autoad.features.compiled import CompiledNetwork, compile_network
 
@@ -137,7 +138,7 @@ class STFPM(Detector):
         self._mean = torch.tensor(pretrained.mean, device=self.runtime.device)
         self._std = torch.tensor(pretrained.std, device=self.runtime.device)
         self._student, self._saved, self._compiled = Student(network), None, None
-        optimizer = torch.optim.SGD(network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+        optimizer = SGD(network.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
         def loss_of(network: nn.Module, indices: Tensor) -> Tensor:
             return torch.stack([distance.mean() for distance in self._distances(network, train[indices])]).sum()

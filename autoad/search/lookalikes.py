@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from scipy import stats
 
+from autoad.algorithms.optimizers import Adam
 from autoad.data import Picture, Roles, load_mask
 from autoad.features import DEFAULT_BACKBONE, EngineChoice, FeatureStore
 
@@ -190,7 +191,7 @@ def _fitted(negative: _Maps, positive: _Maps) -> torch.nn.Module:
         network = torch.nn.Sequential(
             torch.nn.Linear(negative.shape[1], _HIDDEN), torch.nn.ReLU(), torch.nn.Linear(_HIDDEN, 1)
         )
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2, fused=True)
+    optimizer = Adam(network.parameters(), lr=2e-3, weight_decay=1e-2)
     of_good, of_bad = torch.from_numpy(negative), torch.from_numpy(positive)
     for _ in range(_EPOCHS):
         for rows in torch.split(torch.randperm(len(of_good), generator=generator), _BATCH):

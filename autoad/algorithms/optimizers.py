@@ -1,0 +1,110 @@
+"""Optimisers that take torch's own fused kernels and nothing else.
+
+The first optimiser of ``torch.optim`` imports torch's compiler: two seconds and 170 MB in every process that trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+__all__ = ["SGD", "Adam", "Optimizer"]
+
+_EPSILON = 1e-8
+
+
+class Optimizer:
+    """Changes parameters by their gradients; those without a gradient stay as they are.
+
+    Args:
+        parameters: float32 leaves, all on one device.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self.parameters = list(parameters)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self) -> None:
+        """Change each parameter that has a gradient."""
+        raise NotImplementedError
+
+    def _learning(self) -> tuple[list[int], list[Tensor], list[Tensor]]:
+        """Places of the parameters that have a gradient, they, and their gradients."""
+        given = [(place, one, one.grad) for place, one in enumerate(self.parameters) if one.grad is not None]
+        return [place for place, _, _ in given], [one for _, one, _ in given], [gradient for _, _, gradient in given]
+
+
+class SGD(Optimizer):
+    """Gradient descent with momentum, and weight decay in the gradient, as ``torch.optim.SGD``."""
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float, *, momentum: float, weight_decay: float) -> None:
+        super().__init__(parameters)
+        self._lr, self._momentum, self._weight_decay = lr, momentum, weight_decay
+        self._moving = [torch.zeros_like(parameter) for parameter in self.parameters]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """See the base class."""
+        places, parameters, gradients = self._learning()
+        torch._fused_sgd_(  # the first time, too: momentum begins at zero
+            parameters,
+            gradients,
+            [self._moving[place] for place in places],
+            weight_decay=self._weight_decay,
+            momentum=self._momentum,
+            lr=self._lr,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
+
+
+class Adam(Optimizer):
+    """Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, as ``torch.optim.Adam``.
+
+    With a weight decay, that of Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, as
+    ``torch.optim.AdamW``.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        *,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters)
+        self._lr, self._betas, self._weight_decay = lr, betas, weight_decay
+        self._means = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self._squares = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self._steps = [torch.zeros((), device=parameter.device) for parameter in self.parameters]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """See the base class."""
+        places, parameters, gradients = self._learning()
+        steps = [self._steps[place] for place in places]
+        torch._foreach_add_(steps, 1.0)
+        torch._fused_adamw_(
+            parameters,
+            gradients,
+            [self._means[place] for place in places],
+            [self._squares[place] for place in places],
+            [],
+            steps,
+            lr=self._lr,
+            beta1=self._betas[0],
+            beta2=self._betas[1],
+            weight_decay=self._weight_decay,
+            eps=_EPSILON,
+            amsgrad=False,
+            maximize=False,
+        )
