@@ -87,6 +87,8 @@ def _times(rows: Sequence[Row]) -> str:
             if "epoch" in seconds["ours"]:
                 epochs = row.get("epochs", 1)
                 name += ", an epoch" if epochs == 1 else f", {epochs} epochs"
+            if row["pictures"] != found[0]["pictures"]:
+                name += ", {} training pictures".format(row["pictures"][0])
             if "theirs" not in seconds:
                 lines.append([name, f"anomalib: {row['failed'].get('theirs')}"] + [""] * 11)
                 continue
@@ -94,7 +96,7 @@ def _times(rows: Sequence[Row]) -> str:
             cells = [name, *_pair(seconds, "fit", 1), _ratio(row, "fit"), batch or "-"]
             cells += [_ratio(row, "epoch") or "-"]
             for what in ("predict 1", "predict 16"):
-                cells += [*_pair(seconds, what, 1000 / test), _ratio(row, what)]
+                cells += [*_pair(seconds, what, 1000 / row["pictures"][1]), _ratio(row, what)]
             cells += [f"{peak['ours']:.0f} / {peak['theirs']:.0f} = **{peak['ours'] / peak['theirs']:.2f}**"]
             lines.append([str(cell) for cell in cells])
         title = ["", "fit, s: autoad", "anomalib", "ratio", "ratio to its batch 32", "ratio of an epoch"]
