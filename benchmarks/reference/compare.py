@@ -312,7 +312,8 @@ def _many(results: Results, bench: Bench, folder: Folder, count: int) -> None:
         return
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(bench.side("ours", folder))
-        storeless = stack.enter_context(bench.side("ours", folder))
+        # Each keeps its own compiled backbones: whoever comes second would find those of the first.
+        storeless = stack.enter_context(bench.side("ours", folder, AUTOAD_DATA_DIR=str(bench.scratch / "storeless")))
         theirs: Worker | None = None
         for worker in (ours, storeless):  # imports, compilers
             worker.ask("try_out", algorithm="dfkde", config=_WARM, cold=True)
