@@ -2,7 +2,7 @@
 
 The bank is the 10 per cent coreset of at most 60 pictures of ``train/good`` at 256 px, stages 2 and 3; searched are the
 1,024 patches of each of 20 test pictures, one picture after the other, the ways in turn. Printed are the medians over
-pictures and rounds, whether the distances are the same, and how many entries a patch are compared exactly.
+pictures and rounds; distances that differ by more than rounding end the program.
 
     python benchmarks/nearest.py --data FOLDER...
 """

@@ -19,7 +19,7 @@ class Optimizer:
     """Changes parameters by their gradients; those without a gradient stay as they are.
 
     Args:
-        parameters: float32 leaves, all on one device.
+        parameters: float32 leaves, all on one device and already in the memory format that they keep.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
@@ -37,7 +37,14 @@ class Optimizer:
     def _learning(self) -> tuple[list[int], list[Tensor], list[Tensor]]:
         """Places of the parameters that have a gradient, they, and their gradients."""
         given = [(place, one, one.grad) for place, one in enumerate(self.parameters) if one.grad is not None]
-        return [place for place, _, _ in given], [one for _, one, _ in given], [gradient for _, _, gradient in given]
+        gradients = [_in_order_of(one, gradient) for _, one, gradient in given]
+        return [place for place, _, _ in given], [one for _, one, _ in given], gradients
+
+
+def _in_order_of(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient, with numbers in memory as the parameter's: the kernels for CPUs look at nothing else."""
+    same = gradient.stride() == parameter.stride()
+    return gradient if same else torch.empty_like(parameter).copy_(gradient)
 
 
 class SGD(Optimizer):
@@ -52,6 +59,8 @@ class SGD(Optimizer):
     def step(self) -> None:
         """See the base class."""
         places, parameters, gradients = self._learning()
+        if not places:
+            return
         torch._fused_sgd_(  # the first time, too: momentum begins at zero
             parameters,
             gradients,
@@ -91,6 +100,8 @@ class Adam(Optimizer):
     def step(self) -> None:
         """See the base class."""
         places, parameters, gradients = self._learning()
+        if not places:
+            return
         steps = [self._steps[place] for place in places]
         torch._foreach_add_(steps, 1.0)
         torch._fused_adamw_(

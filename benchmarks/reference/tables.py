@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -79,7 +80,7 @@ def _times(rows: Sequence[Row]) -> str:
     parts = []
     for data in dict.fromkeys(row["key"]["data"] for row in _of(rows, "time")):
         found = list(_of(rows, "time", data=data))
-        train, test = found[0]["pictures"]
+        [((train, test), _)] = Counter(tuple(row["pictures"]) for row in found).most_common(1)
         lines = []
         for row in found:
             seconds, peak = row["seconds"], row["peak"]
@@ -87,7 +88,7 @@ def _times(rows: Sequence[Row]) -> str:
             if "epoch" in seconds["ours"]:
                 epochs = row.get("epochs", 1)
                 name += ", an epoch" if epochs == 1 else f", {epochs} epochs"
-            if row["pictures"] != found[0]["pictures"]:
+            if row["pictures"] != [train, test]:
                 name += ", {} training pictures".format(row["pictures"][0])
             if "theirs" not in seconds:
                 lines.append([name, f"anomalib: {row['failed'].get('theirs')}"] + [""] * 11)

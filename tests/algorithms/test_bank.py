@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +11,15 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 from torch.nn import functional
 
-from autoad.algorithms._bank import Bank, _largest, multiplies_int8, packs_int8
+from autoad.algorithms._bank import (
+    Bank,
+    _largest,
+    _pack,
+    _packed_product,
+    bank_bytes,
+    multiplies_int8,
+    packs_int8,
+)
 from autoad.algorithms._base import Runtime
 from autoad.algorithms.patchcore import PatchCore
 
@@ -97,6 +107,33 @@ def test_parts_of_another_division_are_not_kept(lite0: Tensor, packed: bool) -> 
         assert sorted(bank._rounded._packed) == (parts if packed else [])
 
 
+@amx
+@pytest.mark.parametrize("width", [704, 1040])
+def test_packed_products_are_exact_up_to_the_largest(width: int) -> None:
+    vectors = torch.full((64, width), 127, dtype=torch.int8)
+    vectors[1::2, ::2] = 126
+    assert 2**23 < width * 127**2 < 2**24
+    assert torch.equal(_packed_product(vectors, _pack(vectors)).double(), vectors.double() @ vectors.double().T)
+
+
+@in_int8
+def test_memory_is_that_of_its_tensors(lite0: Tensor, packed: bool) -> None:
+    bank = Bank(lite0[:5000], int8=True)
+    only(bank, lite0[:50])
+    tensors = [bank._lookup, bank._rounded._lookup]
+    taken = sum(tensor.nbytes for tensor in tensors) + (tensors[1].nbytes if packed else 0)
+    assert taken <= bank_bytes(5000, 152, 50, int8=True)[0] <= 1.1 * taken
+    assert [part.numel() for part in bank._rounded._packed.values()] == ([5024 * 160] if packed else [])
+
+
+@in_int8
+def test_a_copy_of_what_has_searched_searches(lite0: Tensor) -> None:
+    bank, vectors = Bank(lite0[1::4], int8=True), lite0[:50]
+    expected = only(bank, vectors)
+    for other in (copy.deepcopy(bank), pickle.loads(pickle.dumps(bank))):
+        assert all(torch.equal(*pair) for pair in zip(only(other, vectors), expected, strict=True))
+
+
 @in_int8
 def test_products_too_large_for_float32_are_left_to_it(
     lite0: Tensor, packed: bool, monkeypatch: pytest.MonkeyPatch
@@ -172,11 +209,16 @@ def test_small_banks_are_searched_in_float32(lite0: Tensor, monkeypatch: pytest.
 
 def capable(monkeypatch: pytest.MonkeyPatch, *names: str, permitted: bool = True) -> tuple[bool, bool]:
     """Whether a CPU with some instructions multiplies int8 numbers, and whether packed ones."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, True))
-    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: permitted)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, True), raising=False)
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: permitted, raising=False)
     packs = packs_int8.__wrapped__
     monkeypatch.setattr("autoad.algorithms._bank.packs_int8", packs)
     return multiplies_int8.__wrapped__(), packs()
+
+
+def allow_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def products(monkeypatch: pytest.MonkeyPatch, multiply: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -205,7 +247,7 @@ AMX = ("avx512_vnni", "amx_int8")
 
 
 def test_only_a_cpu_that_sums_int8_exactly_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    allow_all(monkeypatch)
     products(monkeypatch, exact)
     assert capable(monkeypatch, "avx2", "avx512_bf16") == (False, False)
     assert capable(monkeypatch, "avx_vnni") == (True, False)
@@ -216,17 +258,28 @@ def test_only_a_cpu_that_sums_int8_exactly_is_trusted(monkeypatch: pytest.Monkey
 
 
 def test_with_another_torch_that_packs_nothing_float32_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    allow_all(monkeypatch)
     products(monkeypatch, missing)
     assert capable(monkeypatch, *AMX) == (False, False)
+    products(monkeypatch, exact)
+    monkeypatch.delattr(torch.cpu, "_init_amx")
+    assert (multiplies_int8.__wrapped__(), packs_int8.__wrapped__()) == (True, False)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert (multiplies_int8.__wrapped__(), packs_int8.__wrapped__()) == (False, False)
 
 
 def test_nothing_is_packed_where_onednn_cannot_use_amx(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its reference implementation would take seconds for a picture."""
     products(monkeypatch, exact)
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    allow_all(monkeypatch)
     assert capable(monkeypatch, *AMX, permitted=False) == (True, False)
-    for limit, packs in (("avx512_core_vnni", False), ("AVX512_CORE_AMX", True), ("default", True), ("AVX2", False)):
+    for limit, packs in (
+        ("avx512_core_vnni", False),
+        ("AVX512_CORE_AMX", True),
+        ("default", True),
+        ("AVX2", False),
+        ("", True),
+    ):
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
         assert capable(monkeypatch, *AMX) == (True, packs)
 

@@ -1,4 +1,7 @@
-"""What a detector takes, measured in processes of their own, beside what it says that it will take."""
+"""What a detector takes, measured in processes of their own, beside what it says that it will take.
+
+That is what is in use at once; a heap with holes holds more.
+"""
 
 from __future__ import annotations
 
