@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from autoad.data import Dataset, Picture, read_dataset
 from autoad.features import EngineChoice, FeatureStore, choose_engine
+
+import torch  # isort: skip - after autoad, which says how torch's threads wait
 
 FROZEN = ("padim", "patchcore", "dfm", "dfkde")
 

@@ -13,14 +13,15 @@ from __future__ import annotations
 import statistics
 import time
 
-import torch
 from _common import arguments, folders, open_store, table
-from torch import Tensor
 
 from autoad.algorithms._bank import Bank
 from autoad.algorithms._coreset import greedy_coreset, principal_axes
 from autoad.algorithms.patchcore import PatchCore, PatchCoreConfig, embed
 from autoad.models import load_inputs
+
+import torch  # isort: skip - after autoad, which says how torch's threads wait
+from torch import Tensor  # isort: skip
 
 PICTURES = 60
 REPEATS = 3

@@ -12,7 +12,6 @@ from __future__ import annotations
 import statistics
 import time
 
-import torch
 from _common import arguments, folders, open_store, table
 
 import autoad.algorithms._bank as search
@@ -20,6 +19,8 @@ from autoad.algorithms._bank import Bank
 from autoad.algorithms._coreset import greedy_coreset
 from autoad.algorithms.patchcore import PatchCore, PatchCoreConfig, embed
 from autoad.models import load_inputs
+
+import torch  # isort: skip - after autoad, which says how torch's threads wait
 
 PICTURES, SEARCHED, ROUNDS = 60, 20, 5
 

@@ -233,7 +233,9 @@ class _Rounded:
     def __init__(self, entries: Tensor) -> None:
         self._packed: dict[tuple[int, int], Tensor] = {}
         self._scale = max(float(entries.abs().max()) / _LARGEST, 1e-30)
-        parts = [self._round(some) for some in torch.split(entries, _BLOCK[1])]  # torch doubles what it adds up in float64
+        parts = [
+            self._round(some) for some in torch.split(entries, _BLOCK[1])
+        ]  # torch doubles what it adds up in float64
         rounded, moved, squares = (torch.cat(each) for each in zip(*parts, strict=True))
         self._moved = float(moved.max())
         self._largest = float(squares.max())
@@ -249,7 +251,7 @@ class _Rounded:
         self._lookup[:, : self._width] = torch.cat([rounded, -torch.stack(columns, dim=1).to(torch.int8)], dim=1)
 
     def __getstate__(self) -> dict[str, object]:
-        """All but the packed parts, which torch can neither copy nor pickle."""
+        """All but the packed parts, which torch cannot copy."""
         return self.__dict__ | {"_packed": {}}
 
     def prospects(self, vectors: Tensor, known: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor] | None:

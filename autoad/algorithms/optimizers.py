@@ -5,6 +5,7 @@ The first optimiser of ``torch.optim`` imports torch's compiler: two seconds and
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterable
 
 import torch
@@ -15,7 +16,7 @@ __all__ = ["SGD", "Adam", "Optimizer"]
 _EPSILON = 1e-8
 
 
-class Optimizer:
+class Optimizer(abc.ABC):
     """Changes parameters by their gradients; those without a gradient stay as they are.
 
     Args:
@@ -30,15 +31,17 @@ class Optimizer:
         for parameter in self.parameters:
             parameter.grad = None
 
+    @torch.no_grad()
     def step(self) -> None:
         """Change each parameter that has a gradient."""
-        raise NotImplementedError
-
-    def _learning(self) -> tuple[list[int], list[Tensor], list[Tensor]]:
-        """Places of the parameters that have a gradient, they, and their gradients."""
         given = [(place, one, one.grad) for place, one in enumerate(self.parameters) if one.grad is not None]
-        gradients = [_in_order_of(one, gradient) for _, one, gradient in given]
-        return [place for place, _, _ in given], [one for _, one, _ in given], gradients
+        if given:
+            gradients = [_in_order_of(one, gradient) for _, one, gradient in given]
+            self._change([place for place, _, _ in given], [one for _, one, _ in given], gradients)
+
+    @abc.abstractmethod
+    def _change(self, places: list[int], parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        """Change some parameters, at least one, which have these places among all of them."""
 
 
 def _in_order_of(parameter: Tensor, gradient: Tensor) -> Tensor:
@@ -55,12 +58,7 @@ class SGD(Optimizer):
         self._lr, self._momentum, self._weight_decay = lr, momentum, weight_decay
         self._moving = [torch.zeros_like(parameter) for parameter in self.parameters]
 
-    @torch.no_grad()
-    def step(self) -> None:
-        """See the base class."""
-        places, parameters, gradients = self._learning()
-        if not places:
-            return
+    def _change(self, places: list[int], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         torch._fused_sgd_(  # the first time, too: momentum begins at zero
             parameters,
             gradients,
@@ -96,12 +94,7 @@ class Adam(Optimizer):
         self._squares = [torch.zeros_like(parameter) for parameter in self.parameters]
         self._steps = [torch.zeros((), device=parameter.device) for parameter in self.parameters]
 
-    @torch.no_grad()
-    def step(self) -> None:
-        """See the base class."""
-        places, parameters, gradients = self._learning()
-        if not places:
-            return
+    def _change(self, places: list[int], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         steps = [self._steps[place] for place in places]
         torch._foreach_add_(steps, 1.0)
         torch._fused_adamw_(
