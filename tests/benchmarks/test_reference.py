@@ -71,6 +71,16 @@ def test_a_missed_goal_is_called_missed(tables: ModuleType, tmp_path: Path) -> N
     assert "| PaDiM, d: peak memory | <= .6x | 0.50 | yes |" in lines
 
 
+def test_what_was_timed_with_other_pictures_says_so(tables: ModuleType, tmp_path: Path) -> None:
+    odd = timing("PatchCore 10 %", 1.0, 21.0) | {"pictures": [40, 10]}
+    tables.write_report([MACHINE, odd, timing("PaDiM", 1.0, 4.0), timing("DFM", 1.0, 4.0)], tmp_path)
+    text = (tmp_path / "reference.md").read_text()
+    assert "## Time and memory: d, 60 training and 40 test pictures" in text
+    cells = {name: row for name, *row in (line.strip("| ").split(" | ") for line in text.splitlines())}
+    assert cells["PatchCore 10 %, 40 training pictures"][5] == "100", "a second for ten pictures"
+    assert cells["PaDiM"][5] == "25", "a second for forty"
+
+
 def test_accuracy_goals_take_the_worst_dataset_and_the_lower_bound(tables: ModuleType, tmp_path: Path) -> None:
     rows = [MACHINE]
     for seed in range(5):
