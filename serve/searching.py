@@ -18,7 +18,7 @@ from autoad.schema import PromotionVerdict, SearchResult, SubmitRequest
 from autoad.search import SearchRequest, resume_search, run_search
 from autoad.search.challenge import challenge
 from autoad.search.public import without_paths
-from autoad.search.run import read_result
+from autoad.search.results import read_result
 from autoad.search.trackers import FanOut, TensorBoardTracker
 from autoad.serve.ending import Ending
 from autoad.serve.reports import report_store

@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 
-from autoad.data import write_demo_dataset
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads of two processes on two cores wait for each other: the tests of the algorithms take twice the time.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from autoad.data import write_demo_dataset  # torch reads it when it is loaded
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

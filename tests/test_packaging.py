@@ -67,10 +67,20 @@ def test_public_names_are_sorted_and_exist(module: str) -> None:
         assert hasattr(imported, name)
 
 
-def test_records_need_neither_torch_nor_ray() -> None:
-    code = "import sys, autoad.schema, autoad.errors, autoad.settings, autoad.cli; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"torch", "ray", "optuna", "numpy"} & set(loaded)
+@pytest.mark.parametrize(
+    ("code", "unneeded"),
+    [
+        ("import autoad.schema, autoad.errors, autoad.settings, autoad.cli", {"torch", "ray", "optuna", "numpy"}),
+        ("from autoad.search import load_result", {"torch", "ray", "optuna", "numpy"}),
+        ("from autoad.search import score_pictures", {"ray", "optuna", "scipy", "pandas", "openvino", "timm"}),
+        ("import autoad.search.worker", {"optuna", "sqlalchemy", "scipy", "sklearn", "openvino", "timm"}),
+        ("import autoad.search.run", {"scipy.stats", "sklearn", "openvino", "timm"}),
+    ],
+)
+def test_nobody_waits_for_what_is_not_needed(code: str, unneeded: set[str]) -> None:
+    command = [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert not unneeded & set(loaded)
 
 
 def test_constraints_pin_every_dependency_without_addresses() -> None:

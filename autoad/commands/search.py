@@ -157,6 +157,9 @@ def search(
         return
     if data is None:
         raise UsageError("a search needs pictures: give --data FOLDER, or --resume NAME to go on with an earlier one")
+    from autoad.console import err
+
+    err.print(f"reading {data}", style="dim")  # what is imported now, and reading, takes seconds
     from autoad.search import DEFAULT_SECONDS
 
     _begin(

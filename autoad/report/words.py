@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from scipy.stats import betabinom
+import numpy as np
+from scipy.special import betaln
 
 from autoad.evaluation import conformal_rank, many_labelled
 from autoad.report.material import Material
@@ -229,7 +231,11 @@ def alarm_chance(alarms: int, tested: int, rate: float, calibrated: int) -> floa
     Beta(k, n + 1 - k) distribution over calibration sets, so that the alarms among the test pictures are beta-binomial.
     """
     rank = conformal_rank(calibrated, rate)
-    return float(betabinom.sf(alarms - 1, tested, rank, calibrated + 1 - rank))
+    others = calibrated + 1 - rank
+    counts = np.arange(alarms, tested + 1)
+    # scipy.stats has this distribution; importing it takes most of a second, at the end of each search.
+    ways = -betaln(1 + counts, 1 + tested - counts) - math.log1p(tested)
+    return float(np.exp(ways + betaln(rank + counts, others + tested - counts) - betaln(rank, others)).sum())
 
 
 def caveats(material: Material) -> list[Caveat]:

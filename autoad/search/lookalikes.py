@@ -7,12 +7,12 @@ where some defects are labelled, it is like those.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import stats
 
 from autoad.algorithms.optimizers import Adam
 from autoad.data import Picture, Roles, load_mask
@@ -271,11 +271,25 @@ def _likelihoods(found: _Evidence) -> _Array:
     if middle <= 0:
         return np.zeros(len(found.good))
     # Beyond the middle of the defects nothing speaks for a good one.
-    of_defects = stats.norm.logpdf(np.minimum(found.good, middle), middle, spread)
-    ratio = of_defects - stats.t.logpdf(found.good, _FREEDOM, scale=_SCALE)
+    of_defects = _log_normal((np.minimum(found.good, middle) - middle) / spread) - math.log(spread)
+    ratio = of_defects - (_log_student(found.good / _SCALE, _FREEDOM) - math.log(_SCALE))
     ratio[found.good <= 0] = -np.inf  # a wide distribution would lie above a narrow one there, too
     share = _FIRST_SHARE
     for _ in range(_STEPS):
         likely = 1 / (1 + np.exp(-np.clip(ratio + np.log(share / (1 - share)), -_LOG_ODDS, _LOG_ODDS)))
         share = float(np.clip(likely.mean(), 1e-4, 0.5))
     return np.asarray(likely)
+
+
+# scipy.stats has both; importing it takes longer than all that is computed with them.
+
+
+def _log_normal(values: _Array) -> _Array:
+    """Log density of the standard normal distribution."""
+    return -0.5 * (values**2 + math.log(2 * math.pi))
+
+
+def _log_student(values: _Array, freedom: float) -> _Array:
+    """Log density of Student's t distribution."""
+    scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
+    return scale - (freedom + 1) / 2 * np.log1p(values**2 / freedom)

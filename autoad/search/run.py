@@ -12,7 +12,7 @@ from pathlib import Path
 
 import sqlalchemy
 
-from autoad.database import Database, is_lost, this_process
+from autoad.database import Database, this_process
 from autoad.errors import (
     AutoADError,
     ConflictError,
@@ -29,14 +29,13 @@ from autoad.schema import DatasetSummary, SearchResult
 from autoad.search.cluster import check_reachable
 from autoad.search.course import carry_out
 from autoad.search.jobs import SearchListener
-from autoad.search.leaderboard import rank_trials
 from autoad.search.lease import Lease
 from autoad.search.plan import Plan, SearchRequest, make_plan, usable_name
 from autoad.search.record import check_unchanged, engine_name, read_request, request_record
 from autoad.search.recovery import close_search, recover_lost_searches
 from autoad.settings import Settings, get_settings
 
-__all__ = ["load_result", "read_result", "resume_search", "run_search"]
+__all__ = ["resume_search", "run_search"]
 
 
 def run_search(request: SearchRequest, listener: SearchListener, *, search_id: str = "") -> SearchResult:
@@ -159,29 +158,6 @@ def _opened(settings: Settings, listener: SearchListener) -> Iterator[Database]:
         yield database
     finally:
         database.close()
-
-
-def load_result(name: str | None = None, settings: Settings | None = None) -> SearchResult:
-    """A search as it stands in the database: by name or id, or the newest.
-
-    One whose process is gone counts as interrupted, which it will be called when the next process tidies up.
-
-    Raises:
-        UsageError: there is no such search.
-    """
-    database = Database(settings)
-    try:
-        return read_result(database, name)
-    finally:
-        database.close()
-
-
-def read_result(database: Database, name: str | None = None) -> SearchResult:
-    """The same from a database that is open."""
-    search = database.find_search(name)
-    status = "interrupted" if is_lost(search) else search.status
-    result = SearchResult.model_validate(search.summary | {"status": status})
-    return result.model_copy(update={"leaderboard": rank_trials(database.trials(search.id), result.objective)})
 
 
 def _summary(plan: Plan, search_id: str, name: str) -> SearchResult:

@@ -26,7 +26,7 @@ from autoad.schema import (
 )
 from autoad.search.plan import DEFAULT_SECONDS, PIXEL_OBJECTIVES
 from autoad.search.public import public_champion, public_result, without_paths
-from autoad.search.run import read_result
+from autoad.search.results import read_result
 
 __all__ = ["DatasetList", "Submissions"]
 

@@ -28,7 +28,7 @@ from autoad.search import load_result
 from autoad.settings import Settings
 from tests.search.survival import ENDED, Patient
 
-ALGORITHMS = ("--algorithms", "dfm,dfkde,padim")
+ALGORITHMS = ("--algorithms", "dfm,dfkde,padim", "--keep-suspicious")
 WORKER = ("ray::WorkerActor", "ray::ResourceTrainable")
 PATIENCE, TIMEOUT = 4, 10
 """Seconds."""

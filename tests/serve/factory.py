@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +73,10 @@ def make_state(folder: Path) -> Settings:
     return Settings(data_dir=folder)
 
 
-def add_dataset(
-    settings: Settings, name: str, source: Path, *, pictures: Sequence[str] = (), project: str = "default"
-) -> DatasetEntry:
-    """Send a folder, or only those of its files that are named, as clients do; the version that it becomes."""
+def add_dataset(settings: Settings, name: str, source: Path, *, project: str = "default") -> DatasetEntry:
+    """Send a folder, as clients do; the version that it becomes."""
     paths = sorted(path for path in source.rglob("*") if path.is_file())
-    contents = {path.relative_to(source).as_posix(): path.read_bytes() for path in paths}
-    sent = {path: data for path, data in contents.items() if not pictures or path in pictures}
+    sent = {path.relative_to(source).as_posix(): path.read_bytes() for path in paths}
     files = [
         FileEntry(path=path, sha256=hashlib.sha256(data).hexdigest(), size=len(data)) for path, data in sent.items()
     ]

@@ -20,7 +20,7 @@ from autoad.data.catalog import Catalog
 from autoad.database import Database, Submission, SubmissionTables, this_process
 from autoad.models.registry import Registry
 from autoad.schema import PromoteRequest, SubmissionEntry, SubmitRequest, TrialRow
-from autoad.search.run import read_result
+from autoad.search.results import read_result
 from autoad.search.submissions import Submissions
 from autoad.serve import driver as module
 from autoad.serve.driver import Watch, record
@@ -37,10 +37,6 @@ OUTAGE = sqlalchemy.exc.OperationalError("", {}, Exception("gone"))
 DEADLINE = 240.0
 QUICK: dict[str, Any] = {"keep_suspicious": True}
 ENDED = {"complete", "pruned", "failed"}
-FEW = [
-    *(f"train/good/{number:03}.png" for number in range(24)),
-    *(f"test/{label}/{number:03}.png" for label in ("good", "hole", "stain") for number in range(8)),
-]
 
 
 # In one process
@@ -248,7 +244,7 @@ class Server:
 @pytest.fixture(scope="module")
 def state(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = make_state(tmp_path_factory.mktemp("drivers"))
-    add_dataset(settings, "bottle", demo, pictures=FEW)
+    add_dataset(settings, "bottle", demo)
     return settings.data_dir
 
 

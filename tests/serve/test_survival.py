@@ -26,7 +26,7 @@ from autoad.search.submissions import Submissions
 from autoad.settings import Settings
 from tests.serve.deployed import Deployment, deploy
 from tests.serve.factory import add_dataset, make_state
-from tests.serve.test_driver import ENDED, FEW
+from tests.serve.test_driver import ENDED
 
 FAULTS = ("control", "driver", "server", "promotion")
 ROUNDS = 5
@@ -93,7 +93,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     settings = make_state(tmp_path_factory.mktemp("survival"))
-    add_dataset(settings, "bottle", demo, pictures=FEW)
+    add_dataset(settings, "bottle", demo)
     made = Site(settings)
     yield made
     made.end()
