@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Threads of two processes on two cores wait for each other: the tests of the algorithms take twice the time.
+    # Threads of two processes on two cores wait for each other: the tests of the algorithms take twice the time. Torch
+    # reads this when it is loaded.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from autoad.data import write_demo_dataset  # torch reads it when it is loaded
+from autoad.data import write_demo_dataset
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -104,6 +104,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search algorithms and hyperparameters for a dataset; refit, calibrate and test the best."""
+    from autoad.console import err
     from autoad.errors import UsageError
     from autoad.schema import Objective, PromoteWhen, ThresholdMethod, parse_duration
 
@@ -153,13 +154,12 @@ def search(
                 f"{_option(kept[0])} cannot be changed: a resumed search goes on as it began; only "
                 f"--time, --trials, --patience, --trial-timeout, --address and --mlflow may be given"
             )
+        err.print(f"reading what {resume} has found", style="dim")
         _resume(resume, mlflow, as_json, seconds, trials, patience, limit, address)
         return
     if data is None:
         raise UsageError("a search needs pictures: give --data FOLDER, or --resume NAME to go on with an earlier one")
-    from autoad.console import err
-
-    err.print(f"reading {data}", style="dim")  # what is imported now, and reading, takes seconds
+    err.print(f"reading {data}", style="dim")  # and importing, which takes seconds as well
     from autoad.search import DEFAULT_SECONDS
 
     _begin(

@@ -235,7 +235,8 @@ def alarm_chance(alarms: int, tested: int, rate: float, calibrated: int) -> floa
     counts = np.arange(alarms, tested + 1)
     # scipy.stats has this distribution; importing it takes most of a second, at the end of each search.
     ways = -betaln(1 + counts, 1 + tested - counts) - math.log1p(tested)
-    return float(np.exp(ways + betaln(rank + counts, others + tested - counts) - betaln(rank, others)).sum())
+    chances = np.exp(ways + betaln(rank + counts, others + tested - counts) - betaln(rank, others))
+    return min(1.0, float(chances.sum()))
 
 
 def caveats(material: Material) -> list[Caveat]:

@@ -42,10 +42,12 @@ _PLACES = {
 """Modules are imported when something of them is asked for: who scores needs no Ray, and a worker no database."""
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PLACES:
-        return getattr(import_module(f"autoad.search.{_PLACES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # to which any name would be there
+
+    def __getattr__(name: str) -> Any:
+        if name in _PLACES:
+            return getattr(import_module(f"autoad.search.{_PLACES[name]}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

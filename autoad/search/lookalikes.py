@@ -271,8 +271,8 @@ def _likelihoods(found: _Evidence) -> _Array:
     if middle <= 0:
         return np.zeros(len(found.good))
     # Beyond the middle of the defects nothing speaks for a good one.
-    of_defects = _log_normal((np.minimum(found.good, middle) - middle) / spread) - math.log(spread)
-    ratio = of_defects - (_log_student(found.good / _SCALE, _FREEDOM) - math.log(_SCALE))
+    of_defects = _log_normal(np.minimum(found.good, middle), middle, spread)
+    ratio = of_defects - _log_student(found.good, _FREEDOM, _SCALE)
     ratio[found.good <= 0] = -np.inf  # a wide distribution would lie above a narrow one there, too
     share = _FIRST_SHARE
     for _ in range(_STEPS):
@@ -284,12 +284,12 @@ def _likelihoods(found: _Evidence) -> _Array:
 # scipy.stats has both; importing it takes longer than all that is computed with them.
 
 
-def _log_normal(values: _Array) -> _Array:
-    """Log density of the standard normal distribution."""
-    return -0.5 * (values**2 + math.log(2 * math.pi))
+def _log_normal(values: _Array, middle: float, spread: float) -> _Array:
+    """Log density of a normal distribution."""
+    return -0.5 * ((values - middle) / spread) ** 2 - math.log(spread * math.sqrt(2 * math.pi))
 
 
-def _log_student(values: _Array, freedom: float) -> _Array:
-    """Log density of Student's t distribution."""
-    scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
-    return scale - (freedom + 1) / 2 * np.log1p(values**2 / freedom)
+def _log_student(values: _Array, freedom: float, scale: float) -> _Array:
+    """Log density of Student's t distribution around 0."""
+    highest = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(scale * math.sqrt(freedom * math.pi))
+    return highest - (freedom + 1) / 2 * np.log1p((values / scale) ** 2 / freedom)

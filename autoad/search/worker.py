@@ -1,6 +1,6 @@
 """A worker process of a search, as Ray Tune runs it.
 
-It is by itself so that a process that is to run trials imports what trials need, and not what a search does.
+A module of its own, so that a process that runs trials imports only what trials need.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -77,14 +77,26 @@ def test_the_nearest_of_real_features(lite0: Tensor, int8: bool) -> None:
     check(bank, vectors, *only(bank, vectors))
 
 
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
 @in_int8
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+@pytest.mark.usefixtures("threads")
 def test_both_ways_find_the_nearest(lite0: Tensor) -> None:
     order = torch.randperm(len(lite0), generator=torch.Generator().manual_seed(0))
     vectors, entries = lite0[order[:700]], lite0[order[700:3001]]
     plain, rounded = (Bank(entries, int8=way) for way in (False, True))
     for bank in (plain, rounded):  # not always the same entry: of two that are as near, either may be found
-        for size, distances, nearest in bank.nearest(vectors, [3, 900, 2301]):
-            check(bank, vectors, distances, nearest, size)
+        sizes = [3, 900, 2301]
+        for (size, *found), wanted in zip(bank.nearest(vectors, sizes), sizes, strict=True):
+            assert size == wanted
+            check(bank, vectors, *found, size)
 
 
 @in_int8
@@ -96,8 +108,9 @@ def test_parts_of_another_division_are_not_kept(lite0: Tensor, packed: bool) -> 
         ([700], [(0, 700)]),
         ([300, 800], [(0, 300), (300, 800)]),
     ):
-        for size, distances, nearest in bank.nearest(vectors, sizes):
-            check(bank, vectors, distances, nearest, size)
+        for (size, *found), wanted in zip(bank.nearest(vectors, sizes), sizes, strict=True):
+            assert size == wanted
+            check(bank, vectors, *found, size)
         assert sorted(bank._rounded._packed) == (parts if packed else [])
 
 

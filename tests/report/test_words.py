@@ -152,9 +152,10 @@ def test_the_chance_of_false_alarms_is_that_of_drawing_them(calibrated: int, rat
         alarms.append((rng.normal(size=10) > threshold).sum())
     for least in (1, 2, 3):
         assert alarm_chance(least, 10, rate, calibrated) == pytest.approx(np.mean(np.array(alarms) >= least), abs=0.03)
-        rank = conformal_rank(calibrated, rate)
-        exactly = betabinom.sf(least - 1, 10, rank, calibrated + 1 - rank)
-        assert alarm_chance(least, 10, rate, calibrated) == pytest.approx(exactly, rel=1e-9)
+    rank = conformal_rank(calibrated, rate)
+    for least, tested in ((0, 10), (1, 10), (3, 10), (10, 10), (11, 10), (0, 0), (200, 2000)):
+        exactly = betabinom.sf(least - 1, tested, rank, calibrated + 1 - rank)
+        assert alarm_chance(least, tested, rate, calibrated) == pytest.approx(exactly, rel=1e-9)
 
 
 def test_the_command_line_asks_for_the_same_search(monkeypatch: pytest.MonkeyPatch) -> None:

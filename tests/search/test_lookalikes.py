@@ -146,5 +146,5 @@ def test_defects_that_look_better_than_good_ones_say_nothing() -> None:
 
 def test_densities_are_those_of_scipy() -> None:
     values = np.linspace(-30, 30, 301)
-    assert module._log_normal(values) == pytest.approx(stats.norm.logpdf(values), rel=1e-12)
-    assert module._log_student(values, 4) == pytest.approx(stats.t.logpdf(values, 4), rel=1e-12)
+    assert module._log_normal(values, 5.0, 3.0) == pytest.approx(stats.norm.logpdf(values, 5.0, 3.0), rel=1e-12)
+    assert module._log_student(values, 4, 0.9) == pytest.approx(stats.t.logpdf(values, 4, scale=0.9), rel=1e-12)

@@ -28,7 +28,7 @@ from autoad.search import load_result
 from autoad.settings import Settings
 from tests.search.survival import ENDED, Patient
 
-ALGORITHMS = ("--algorithms", "dfm,dfkde,padim", "--keep-suspicious")
+ALGORITHMS = ("--algorithms", "dfm,dfkde,padim")
 WORKER = ("ray::WorkerActor", "ray::ResourceTrainable")
 PATIENCE, TIMEOUT = 4, 10
 """Seconds."""
@@ -263,7 +263,7 @@ def hurt_busy(
 ) -> list[Outcome]:
     """A search side by side: no room for features, no memory for some trials, hanging and dying workers."""
     settings = Settings(data_dir=folder)
-    options = ("--trials", "10", "--trial-timeout", str(TIMEOUT), *ALGORITHMS)
+    options = ("--trials", "10", "--trial-timeout", str(TIMEOUT), "--keep-suspicious", *ALGORITHMS)
     busy = Patient(settings, pictures, "busy", *options, AUTOAD_MEMORY_LIMIT="165MiB")
     with small_disk(settings.features_dir, f"{megabytes}m") as disk:
         try:

@@ -217,7 +217,7 @@ def test_a_dead_driver_is_replaced_sooner_or_later(plant: Plant) -> None:
         before = len(plant.drivers.started)
         plant.look(later=1)
         if len(plant.drivers.started) > before:
-            began.append(seconds + time.monotonic() - started)  # both pass
+            began.append(seconds + time.monotonic() - started)  # simulated ones and real ones
             plant.later = datetime.timedelta(0)  # the heartbeat is written by the real clock
         if plant.row().status == "failed":
             break
