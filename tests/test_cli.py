@@ -204,6 +204,7 @@ def test_an_objective_that_needs_a_map_refuses_algorithms_without(autoad_here: R
 
 def test_a_missing_folder_and_a_read_only_state_are_named(autoad_here: Run, demo: Path, tmp_path: Path) -> None:
     done = autoad_here("search", "--data", tmp_path / "absent")
+    assert done.stderr.startswith(f"reading {tmp_path / 'absent'}\n"), "said before anything that takes time"
     assert done.returncode == 2
     assert "absent" in done.stderr
     (tmp_path / "file").write_bytes(b"")

@@ -233,9 +233,8 @@ class _Rounded:
     def __init__(self, entries: Tensor) -> None:
         self._packed: dict[tuple[int, int], Tensor] = {}
         self._scale = max(float(entries.abs().max()) / _LARGEST, 1e-30)
-        parts = [
-            self._round(some) for some in torch.split(entries, _BLOCK[1])
-        ]  # torch doubles what it adds up in float64
+        # In blocks: torch makes a double copy of what it adds up in float64.
+        parts = [self._round(some) for some in torch.split(entries, _BLOCK[1])]
         rounded, moved, squares = (torch.cat(each) for each in zip(*parts, strict=True))
         self._moved = float(moved.max())
         self._largest = float(squares.max())

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
-
-import numpy as np
-from scipy.special import betaln
 
 from autoad.evaluation import conformal_rank, many_labelled
 from autoad.report.material import Material
@@ -230,13 +226,10 @@ def alarm_chance(alarms: int, tested: int, rate: float, calibrated: int) -> floa
     With the threshold at the ``k``-th largest of ``n`` calibration scores, the share of good pictures above it has a
     Beta(k, n + 1 - k) distribution over calibration sets, so that the alarms among the test pictures are beta-binomial.
     """
+    from scipy.stats import betabinom  # most of a second that only a report with a test should wait
+
     rank = conformal_rank(calibrated, rate)
-    others = calibrated + 1 - rank
-    counts = np.arange(alarms, tested + 1)
-    # scipy.stats has this distribution; importing it takes most of a second, at the end of each search.
-    ways = -betaln(1 + counts, 1 + tested - counts) - math.log1p(tested)
-    chances = np.exp(ways + betaln(rank + counts, others + tested - counts) - betaln(rank, others))
-    return min(1.0, float(chances.sum()))
+    return float(betabinom.sf(alarms - 1, tested, rank, calibrated + 1 - rank))
 
 
 def caveats(material: Material) -> list[Caveat]:

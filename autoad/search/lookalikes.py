@@ -7,7 +7,6 @@ where some defects are labelled, it is like those.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -267,29 +266,17 @@ def _joined(parts: Sequence[_Evidence]) -> _Evidence:
 
 def _likelihoods(found: _Evidence) -> _Array:
     """``[N]``: how likely each good picture is a defect."""
+    from scipy import stats  # most of a second that no search without labelled defects should wait
+
     middle, spread = float(found.defects.mean()), max(float(found.defects.std(ddof=1)), 1.0)
     if middle <= 0:
         return np.zeros(len(found.good))
     # Beyond the middle of the defects nothing speaks for a good one.
-    of_defects = _log_normal(np.minimum(found.good, middle), middle, spread)
-    ratio = of_defects - _log_student(found.good, _FREEDOM, _SCALE)
+    of_defects = stats.norm.logpdf(np.minimum(found.good, middle), middle, spread)
+    ratio = of_defects - stats.t.logpdf(found.good, _FREEDOM, scale=_SCALE)
     ratio[found.good <= 0] = -np.inf  # a wide distribution would lie above a narrow one there, too
     share = _FIRST_SHARE
     for _ in range(_STEPS):
         likely = 1 / (1 + np.exp(-np.clip(ratio + np.log(share / (1 - share)), -_LOG_ODDS, _LOG_ODDS)))
         share = float(np.clip(likely.mean(), 1e-4, 0.5))
     return np.asarray(likely)
-
-
-# scipy.stats has both; importing it takes longer than all that is computed with them.
-
-
-def _log_normal(values: _Array, middle: float, spread: float) -> _Array:
-    """Log density of a normal distribution."""
-    return -0.5 * ((values - middle) / spread) ** 2 - math.log(spread * math.sqrt(2 * math.pi))
-
-
-def _log_student(values: _Array, freedom: float, scale: float) -> _Array:
-    """Log density of Student's t distribution around 0."""
-    highest = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(scale * math.sqrt(freedom * math.pi))
-    return highest - (freedom + 1) / 2 * np.log1p((values / scale) ** 2 / freedom)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from ray import tune
 
 from autoad.errors import AutoADError, FileStoreError, StorageFullError, TrialMemoryError, UnreadableImageError
@@ -29,8 +30,6 @@ class WorkerActor(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any], task: TrialTask, place: Place | None) -> None:
         """Get ready for the first job; a node that lacks something gets none."""
-        import torch
-
         torch.set_num_threads(1)
         self._node, self._unfit = platform.node(), ""
         self._away = place is not None
@@ -50,8 +49,6 @@ class WorkerActor(tune.Trainable):  # type: ignore[misc]
         """Take another job, or none for now; what was under way is dropped."""
         self._job, self._reports = job, None
         if self._cuda:
-            import torch
-
             torch.cuda.empty_cache()  # for the other workers of the GPU
 
     def step(self) -> dict[str, Any]:

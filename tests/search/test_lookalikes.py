@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from autoad.data import Picture, Roles, assign_roles, read_dataset
 from autoad.features import EngineChoice, FeatureStore
@@ -142,9 +141,3 @@ def test_odd_good_pictures_are_not_taken_for_defects(good: Draw) -> None:
 def test_defects_that_look_better_than_good_ones_say_nothing() -> None:
     rng = np.random.default_rng(0)
     assert not module._likelihoods(module._Evidence(rng.standard_t(4, 300), rng.normal(-1, 3, 20))).any()
-
-
-def test_densities_are_those_of_scipy() -> None:
-    values = np.linspace(-30, 30, 301)
-    assert module._log_normal(values, 5.0, 3.0) == pytest.approx(stats.norm.logpdf(values, 5.0, 3.0), rel=1e-12)
-    assert module._log_student(values, 4, 0.9) == pytest.approx(stats.t.logpdf(values, 4, scale=0.9), rel=1e-12)
